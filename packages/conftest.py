@@ -1,0 +1,85 @@
+"""Test support for all packages: slow tests, and tests on simulated devices."""
+
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+CHILD = "CHAPBOOK_TEST_DEVICES"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if count := os.environ.get(CHILD):
+        from chapbook.core import simulate
+
+        simulate(int(count))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--slow"):
+        skip = pytest.mark.skip(reason="slow; pass --slow")
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(skip)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Runs a test marked `devices(count)` in a child process that simulates that many devices.
+
+    The number of devices is fixed once JAX has started, so all marked tests of a file with one
+    count share one child, which runs when the first of them is due.
+    """
+    marker = pyfuncitem.get_closest_marker("devices")
+    if marker is None or CHILD in os.environ:
+        return None
+    outcomes = _child_outcomes(pyfuncitem.session, pyfuncitem.path, marker.args[0])
+    if problem := outcomes.get(pyfuncitem.name, "the child process did not report this test"):
+        pytest.fail(problem, pytrace=False)
+    return True
+
+
+def _child_outcomes(session: pytest.Session, path: Path, count: int) -> dict[str, str]:
+    """Returns the problem, or an empty string, by name of each marked test of a file."""
+    cache = session.__dict__.setdefault("chapbook_children", {})
+    if (path, count) not in cache:
+        wanted = [
+            item.nodeid
+            for item in session.items
+            if item.path == path
+            and (marker := item.get_closest_marker("devices"))
+            and marker.args[0] == count
+        ]
+        report = session.config.rootpath / ".pytest_cache" / f"devices-{os.getpid()}.xml"
+        report.parent.mkdir(exist_ok=True)
+        options = ["-q", f"--junitxml={report}", f"--rootdir={session.config.rootpath}"]
+        if session.config.getoption("--slow"):
+            options.append("--slow")
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", *options, *wanted],
+            env={**os.environ, CHILD: str(count)},
+            cwd=session.config.rootpath,
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode not in (0, 1) or not report.exists():
+            crash = f"the child process ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+            cache[path, count] = {item.name: crash for item in session.items if item.path == path}
+        else:
+            cache[path, count] = {
+                case.attrib["name"]: "\n".join(
+                    f"{e.attrib.get('message', '')}\n{e.text or ''}"
+                    for e in case
+                    if e.tag in ("failure", "error")
+                )
+                for case in ElementTree.parse(report).iter("testcase")
+            }
+            report.unlink()
+    return cache[path, count]

@@ -1,0 +1,1 @@
+"""The small base that every chapbook package stands on."""
