@@ -109,7 +109,7 @@ def build(session: nox.Session) -> None:
     shutil.rmtree(ROOT / "dist", ignore_errors=True)
     # Every wheel needs core's, so core is always built.
     for name in sorted({"core", *(names or PACKAGES)}):
-        session.run(*POETRY, "build", "--output", str(ROOT / "dist"), "-C", f"packages/{name}")
+        session.run(*POETRY, "build", "--output", str(ROOT / "dist"), "-P", f"packages/{name}")
     session.run(sys.executable, "tools/check_wheels.py", *(names or PACKAGES))
 
 

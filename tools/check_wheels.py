@@ -141,7 +141,7 @@ def run(command: list[str], *, check: bool = True) -> subprocess.CompletedProces
     """Runs a command outside the repository; its failure ends the check with its output."""
     done = subprocess.run(command, cwd=tempfile.gettempdir(), capture_output=True, text=True)
     if check and done.returncode:
-        shown = " ".join(command if len(command[-1]) < 200 else command[:2])
+        shown = " ".join(command).replace("\n", " ")[:160]
         sys.exit(f"error: {shown} ended with {done.returncode}\n{done.stdout}{done.stderr}")
     return done
 
