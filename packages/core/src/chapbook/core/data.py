@@ -1,0 +1,514 @@
+"""Batches in an order that depends on the seed, the epoch and the position alone.
+
+- A source is anything with `len(source)` and `source[rows] -> dict of NumPy arrays`; `arrays`,
+  `frame` and `tokens` make the usual ones.
+- `Batches` walks a source in a shuffled order and can be stopped and resumed at any batch.
+- `place` puts batches onto a mesh. Each process reads only the rows that its own devices hold, so
+  the global batch is the same on 1, 2 or 64 processes.
+
+Only `place` needs JAX.
+"""
+
+import hashlib
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self
+
+import numpy as np
+from chapbook.core.errors import Error, TableError
+
+if TYPE_CHECKING:
+    import jax
+
+Batch = dict[str, np.ndarray]
+State = dict[str, Any]
+
+
+class Source(Protocol):
+    """Rows that can be read in any order."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: np.ndarray, /) -> Batch: ...
+
+
+class _Arrays:
+    def __init__(self, columns: Batch):
+        self.columns = columns
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    def __getitem__(self, rows: np.ndarray) -> Batch:
+        return {name: column[rows] for name, column in self.columns.items()}
+
+
+def arrays(**columns: Any) -> Source:
+    """Makes a source of arrays that share their first dimension.
+
+    Args:
+        columns: Arrays of numbers or booleans, `[rows, ...]` each. Memory-mapped arrays stay on
+            disk.
+
+    Returns:
+        A source whose batches have the same names.
+
+    Raises:
+        Error: If there are no columns, a column is a scalar or not numeric, or the lengths differ.
+    """
+    found = {name: np.asanyarray(column) for name, column in columns.items()}
+    if not found:
+        raise Error("a source needs at least one column")
+    for name, column in found.items():
+        if column.ndim == 0:
+            raise Error(f"column {name} is a scalar; give one value per row")
+        # Numbers that NumPy does not know itself, as bfloat16, are of kind V without fields.
+        if column.dtype.kind not in "biufc" and not (
+            column.dtype.kind == "V" and column.dtype.names is None
+        ):
+            raise TableError(
+                f"column {name} is not numeric ({column.dtype}); encode it as numbers or drop it",
+                column=name,
+            )
+    lengths = {name: len(column) for name, column in found.items()}
+    if len(set(lengths.values())) > 1:
+        raise Error(f"columns differ in length: {_listed(lengths)}")
+    return _Arrays(found)
+
+
+def frame(table: Any) -> Source:
+    """Makes a source of a table's columns.
+
+    Args:
+        table: A Polars or pandas frame. Columns hold numbers or booleans; Polars columns of fixed
+            size arrays become `[rows, ...]`.
+
+    Returns:
+        A source with one array per column.
+
+    Raises:
+        TableError: If a column is not numeric or holds nulls.
+    """
+    columns = {}
+    for name in table.columns:
+        column = table[name]
+        nulls = int(column.null_count() if hasattr(column, "null_count") else column.isna().sum())
+        # pandas writes a missing float as NaN, which is a number here as it is in Polars.
+        if nulls and getattr(column.dtype, "kind", "") != "f":
+            raise TableError(
+                f"column {name} holds {nulls} missing values; fill them or drop their rows",
+                column=str(name),
+            )
+        columns[str(name)] = column.to_numpy()
+    return arrays(**columns)
+
+
+class _Tokens:
+    def __init__(self, stream: np.ndarray, length: int, end: int | None):
+        self.windows = np.lib.stride_tricks.sliding_window_view(stream, length + 1)[::length]
+        self.end = end
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, rows: np.ndarray) -> Batch:
+        tokens = self.windows[rows]
+        if self.end is None:
+            return {"tokens": tokens}
+        # An end token belongs to the document that it ends, so each count starts one later.
+        segment = np.ones(tokens.shape, np.int32)
+        segment[..., 1:] += np.cumsum(tokens[..., :-1] == self.end, axis=-1, dtype=np.int32)
+        return {"tokens": tokens, "segment": segment}
+
+
+def tokens(
+    stream: str | Path | np.ndarray,
+    length: int = 1024,
+    *,
+    end: int | None = None,
+    dtype: Any = np.uint16,
+) -> Source:
+    """Makes a source of overlapping windows over one long stream of token ids.
+
+    Window `i` is `stream[i * length : (i + 1) * length + 1]`, so that inputs `[:, :-1]` and targets
+    `[:, 1:]` cover every token once. Tokens after the last whole window are left out.
+
+    Args:
+        stream: The ids: an array, an `.npy` file, or a raw little-endian file. Files are
+            memory-mapped.
+        length: Tokens to predict per window.
+        end: The id that ends a document. With it, batches have a `segment` of the tokens' shape,
+            int32, which numbers the documents of a window from 1.
+        dtype: The ids' type in a raw file.
+
+    Returns:
+        A source of `tokens`, `[rows, length + 1]`.
+
+    Raises:
+        Error: If the stream is missing, holds no integers, or is shorter than one window.
+    """
+    where = "the token stream"
+    if isinstance(stream, str | Path):
+        where = str(stream)
+        stream = _mapped(Path(stream), np.dtype(dtype))
+    if stream.ndim != 1 or stream.dtype.kind not in "iu":
+        raise Error(f"{where} is {stream.dtype}{list(stream.shape)}; give a flat array of integers")
+    if length < 1:
+        raise Error(f"length={length} is not positive")
+    if len(stream) < length + 1:
+        raise Error(f"{where} holds {len(stream)} tokens, fewer than a window of {length} + 1")
+    return _Tokens(stream, length, end)
+
+
+def _mapped(path: Path, dtype: np.dtype) -> np.ndarray:
+    if not path.is_file():
+        raise Error(f"{path}: no such file of tokens")
+    if path.suffix == ".npy":
+        return np.load(path, mmap_mode="r")
+    size = path.stat().st_size
+    if size == 0 or size % dtype.itemsize:
+        raise Error(f"{path}: {size} bytes are not a whole number of {dtype} tokens")
+    return np.memmap(path, dtype.newbyteorder("<"), mode="r")
+
+
+class Batches:
+    """An endless or counted walk over a source that can be stopped and resumed at any batch.
+
+    The order of epoch `e` is a permutation drawn from NumPy's Philox keyed by `(seed, e)`, and a
+    batch is its next `batch` entries. Iterating again goes on where the last loop stopped; after
+    the last epoch was exhausted, it starts anew from the first.
+
+    Args:
+        source: The rows: see `arrays`, `frame` and `tokens`.
+        batch: Rows per batch, over all processes together.
+        seed: Fixes the order and the random numbers of `map`.
+        shuffle: Whether to permute each epoch; otherwise rows come in the source's order.
+        epochs: Passes over the source; None never ends.
+        drop_last: Whether to leave out the last rows of an epoch that do not fill a batch.
+            Otherwise the last batch repeats its last row up to the full size, and every batch has
+            a `mask`, bool `[batch]`, that is False on the repeated rows.
+        map: Maps one example, a dict of arrays without the batch dimension, and a generator seeded
+            by `(seed, epoch, row)` to the example to use: augmentation that does not depend on
+            how far the run was, nor on the number of processes.
+        workers: Threads among which a batch's examples are mapped; 0 maps in the calling thread.
+
+    Raises:
+        Error: If the source is empty, or holds less than a batch while `drop_last` is set.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        batch: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        epochs: int | None = None,
+        drop_last: bool = True,
+        map: Callable[[Batch, np.random.Generator], Mapping[str, Any]] | None = None,  # noqa: A002
+        workers: int = 0,
+    ):
+        if len(source) == 0:
+            raise Error("the data holds no rows")
+        if batch < 1:
+            raise Error(f"batch={batch} is not positive")
+        if seed < 0:
+            raise Error(f"seed={seed} is negative")
+        if drop_last and batch > len(source):
+            raise Error(
+                f"batch={batch} is larger than the data ({len(source)} rows); "
+                "take a smaller batch or drop_last=False"
+            )
+        self.source, self.batch, self.epochs, self.seed = source, batch, epochs, seed
+        self.shuffle, self.drop_last, self.map, self.workers = shuffle, drop_last, map, workers
+        self._epoch = self._position = 0
+        self._exhausted = False
+        self._order: tuple[tuple[int, int], np.ndarray] | None = None
+        self._pool: ThreadPoolExecutor | None = None
+        self._fingerprint: State | None = None
+
+    def __iter__(self) -> Self:
+        if self._exhausted:
+            self._epoch = self._position = 0
+            self._exhausted = False
+        return self
+
+    def __next__(self) -> Batch:
+        return self.take(None)
+
+    def take(self, part: np.ndarray | None) -> Batch:
+        """Returns the next batch, or only some of its rows.
+
+        Args:
+            part: The positions in the batch to read, int `[rows]`; None reads all.
+
+        Raises:
+            StopIteration: After the last epoch.
+        """
+        left = len(self.source) - self._position
+        if left <= 0 or (self.drop_last and left < self.batch):
+            self._epoch, self._position = self._epoch + 1, 0
+        if self.epochs is not None and self._epoch >= self.epochs:
+            self._exhausted = True
+            raise StopIteration
+        epoch, start = self._epoch, self._position
+        rows = self._permutation(epoch)[start : start + self.batch]
+        self._position += len(rows)
+        mask = np.arange(self.batch) < len(rows)
+        if len(rows) < self.batch:
+            rows = np.pad(rows, (0, self.batch - len(rows)), mode="edge")
+        if part is not None:
+            rows, mask = rows[part], mask[part]
+        batch = self._read(rows) if self.map is None else self._mapped(rows, epoch)
+        if not self.drop_last:
+            if "mask" in batch:
+                raise Error("column mask is taken by drop_last=False; rename the column")
+            batch["mask"] = mask
+        return batch
+
+    def get_state(self) -> State:
+        """Returns the place after the last batch, as JSON values."""
+        if self._fingerprint is None:
+            self._fingerprint = _fingerprint(self.source)
+        return {
+            "seed": self.seed,
+            "epoch": self._epoch,
+            "position": self._position,
+            "fingerprint": dict(self._fingerprint),
+        }
+
+    def set_state(self, state: State) -> None:
+        """Goes to a place that `get_state` returned, in this or another process.
+
+        Raises:
+            Error: If the source is not the one that the state was taken from.
+        """
+        then, now = state["fingerprint"], self.get_state()["fingerprint"]
+        changed = [key for key in now if then.get(key) != now[key]]
+        if changed:
+            key = changed[0]
+            told = {
+                "rows": f"{then.get('rows')} rows then, {now['rows']} now",
+                "columns": f"{_listed(then.get('columns', {}))} then, "
+                f"{_listed(now['columns'])} now",
+            }.get(key, "as many rows as then, but other values")
+            raise Error(
+                f"the data changed since the checkpoint ({told}); pass --fresh or restore the file"
+            )
+        self.seed, self._epoch, self._position = state["seed"], state["epoch"], state["position"]
+        self._exhausted = False
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        if self._order is None or self._order[0] != (self.seed, epoch):
+            order = (
+                _generator(self.seed, epoch).permutation(len(self.source))
+                if self.shuffle
+                else np.arange(len(self.source))
+            )
+            self._order = (self.seed, epoch), order
+        return self._order[1]
+
+    def _read(self, rows: np.ndarray) -> Batch:
+        try:
+            return self.source[rows]
+        except Exception as error:
+            _blame(error, self.source, rows)
+
+    def _mapped(self, rows: np.ndarray, epoch: int) -> Batch:
+        batch = self._read(rows)
+
+        def some(places: np.ndarray) -> list[Mapping[str, Any]]:
+            return [one(place) for place in places]
+
+        def one(place: int) -> Mapping[str, Any]:
+            row = int(rows[place])
+            example = {name: column[place] for name, column in batch.items()}
+            try:
+                return self.map(example, _generator(self.seed, epoch, row))  # pyright: ignore[reportOptionalCall]
+            except Exception as error:
+                error.add_note(f"while mapping row {row} of the data in epoch {epoch}")
+                raise
+
+        places = np.arange(len(rows))
+        if self.workers:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="chapbook-map")
+            shares = np.array_split(places, self.workers)
+            examples = list(chain.from_iterable(self._pool.map(some, shares)))
+        else:
+            examples = some(places)
+        return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+
+
+def _generator(seed: int, epoch: int, row: int | None = None) -> np.random.Generator:
+    """Returns the generator of an epoch's order, or of one row's augmentation in it."""
+    # Philox counts in four words; a word of its own per row keeps the streams from overlapping.
+    counter = [0, 0 if row is None else row + 1, 0, 0]
+    return np.random.Generator(np.random.Philox(key=[seed, epoch], counter=counter))
+
+
+def _fingerprint(source: Source) -> State:
+    rows = len(source)
+    digest = hashlib.blake2b(digest_size=8)
+    ends = source[np.array([*range(min(rows, 8)), *range(max(rows - 8, 0), rows)])]
+    for name, column in ends.items():
+        digest.update(name.encode() + np.ascontiguousarray(column).tobytes())
+    columns = {name: f"{a.dtype}{list(a.shape[1:])}" for name, a in ends.items()}
+    return {"rows": rows, "columns": columns, "values": digest.hexdigest()}
+
+
+def _listed(pairs: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}: {value}" for name, value in pairs.items())
+
+
+def _blame(error: Exception, source: Source, rows: np.ndarray) -> NoReturn:
+    """Raises the error again with a note that names the first row that cannot be read alone."""
+    for row in rows:
+        try:
+            source[np.array([row])]
+        except Exception:
+            error.add_note(f"while reading row {row} of the data")
+            break
+    raise error
+
+
+def place(
+    iterator: Any, mesh: "jax.sharding.Mesh", rules: Mapping[str, Any] | None = None, depth: int = 2
+) -> "Placed":
+    """Puts batches onto a mesh, ahead of their use, in a thread.
+
+    The first dimension of every array is split over the mesh axes that `rules["batch"]` names.
+
+    Args:
+        iterator: `Batches`, of which each process then reads only the rows of its own devices; or
+            any iterable of dicts of arrays, a grain iterator say, which yields this process's
+            rows.
+        mesh: The devices.
+        rules: From logical names to mesh axes; `chapbook.core.RULES` if not given.
+        depth: Batches held ready beyond the one in use.
+
+    Returns:
+        An iterator of dicts of global `jax.Array`s. Its `get_state()` belongs to the last batch
+        that it yielded, however many were read ahead. Close it, or use it as a context manager, to
+        stop reading.
+
+    Raises:
+        Error: If the batch does not divide among the devices.
+    """
+    import jax
+
+    if rules is None:
+        from chapbook.core.sharding import RULES
+
+        rules = RULES
+    axes = rules["batch"] or ()
+    axes = tuple(a for a in ((axes,) if isinstance(axes, str) else axes) if a in mesh.shape)
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(axes or None))
+    part = None
+    if isinstance(iterator, Batches):
+        if iterator.batch % math.prod(mesh.shape[axis] for axis in axes):
+            split = ",".join(f"{axis}={mesh.shape[axis]}" for axis in axes)
+            raise Error(f"batch={iterator.batch} is not divisible by {split}")
+        part = _own_rows(sharding, iterator.batch)
+
+    def produce(running: Iterator) -> dict[str, "jax.Array"]:
+        if isinstance(running, Batches):
+            batch, rows = running.take(part), running.batch
+        else:
+            batch, rows = next(running), None
+        return {name: _to_devices(sharding, column, rows) for name, column in batch.items()}
+
+    return Placed(iterator, produce, depth)
+
+
+def _own_rows(sharding: "jax.sharding.NamedSharding", batch: int) -> np.ndarray | None:
+    """Returns the batch's rows that this process's devices hold, or None for all of them."""
+    held = sharding.addressable_devices_indices_map((batch,)).values()
+    spans = {slice_.indices(batch) for (slice_,) in held}
+    rows = np.concatenate([np.arange(*span) for span in sorted(spans)])
+    return None if len(rows) == batch else rows
+
+
+def _to_devices(sharding: Any, column: Any, rows: int | None) -> "jax.Array":
+    import jax
+
+    column = np.asarray(column)
+    shape = None if rows is None else (rows, *column.shape[1:])
+    return jax.make_array_from_process_local_data(sharding, column, shape)
+
+
+class Placed:
+    """An iterator over batches on devices that keeps the state of the last one it yielded.
+
+    Made by `place`.
+    """
+
+    def __init__(self, source: Any, produce: Callable[[Any], dict[str, "jax.Array"]], depth: int):
+        self._source, self._produce, self._depth = source, produce, depth
+        self._running = iter(source)
+        # One worker that is handed a task per batch, not a loop over a queue: whatever happens to
+        # the consumer, it never waits for room, so the interpreter can always join it.
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="chapbook-data")
+        self._ahead: deque[Future] = deque()
+        self._state = self._current_state()
+
+    def __iter__(self) -> Self:
+        if not self._ahead:
+            self._running = iter(self._source)
+        return self
+
+    def __next__(self) -> dict[str, "jax.Array"]:
+        while len(self._ahead) <= self._depth:
+            self._ahead.append(self._pool.submit(self._step))
+        try:
+            batch, self._state = self._ahead.popleft().result()
+        except BaseException:
+            self._drain()
+            raise
+        return batch
+
+    def _step(self) -> tuple[dict[str, "jax.Array"], Any]:
+        batch = self._produce(self._running)
+        return batch, self._current_state()
+
+    def _current_state(self) -> Any:
+        return self._running.get_state() if hasattr(self._running, "get_state") else None
+
+    def _drain(self) -> None:
+        for future in self._ahead:
+            future.cancel()
+        for future in self._ahead:
+            if not future.cancelled():
+                future.exception()
+        self._ahead.clear()
+
+    def get_state(self) -> Any:
+        """Returns the state after the last batch that was yielded; None if there is none."""
+        return self._state
+
+    def set_state(self, state: Any) -> None:
+        """Drops what was read ahead and goes on from a state."""
+        self._drain()
+        self._running.set_state(state)
+        self._state = state
+
+    def close(self) -> None:
+        """Stops reading ahead and joins the thread."""
+        self._drain()
+        self._pool.shutdown()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
