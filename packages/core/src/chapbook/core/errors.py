@@ -43,3 +43,7 @@ class TableError(Error):
         self.path = path
         self.column = column
         self.row = row
+
+
+class MissingExtra(Error, ImportError):  # noqa: N818
+    """A part of a package that needs an extra which is not installed."""
