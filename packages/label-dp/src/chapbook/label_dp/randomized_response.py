@@ -1,0 +1,475 @@
+"""Randomised response for labels: plain, among the top k of a prior, and with the best k."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from chapbook.core.errors import Error
+from chapbook.label_dp.entropy import Entropy
+from chapbook.label_dp.exact import check_epsilon, response_weights
+from chapbook.label_dp.support import (
+    check_prior,
+    checked_rows,
+    official_k,
+    optimal_support,
+    top_support,
+)
+from chapbook.label_dp.verify import Proof, prove
+
+# Blocks of this many probabilities, and of this many records, stay in a core's own cache.
+_BLOCK_CELLS = 1 << 17
+_BLOCK_ROWS = 1 << 13
+# Up to this many classes it pays to hold a block classes by rows: reductions run over whole rows.
+_FEW_CLASSES = 48
+
+
+@dataclass(frozen=True, eq=False)
+class PrivateLabels:
+    """Labels that have been randomised, with what is public about how.
+
+    Attributes:
+        labels: The answers.
+        k: The number of classes that each record could answer with.
+        keep_probability: The probability of the true label as the answer, if it is one of the k.
+        num_classes: The number of classes.
+        epsilon: The largest epsilon spent on a record.
+        mechanism: The mechanism's name.
+        seeded: Whether the noise can be repeated by whoever knows the seed: then it is not private.
+    """
+
+    labels: Int[np.ndarray, " rows"]
+    k: Int[np.ndarray, " rows"]
+    keep_probability: Float[np.ndarray, " rows"]
+    num_classes: int
+    epsilon: float
+    mechanism: str
+    seeded: bool
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def blocks(self, rows: int = 1 << 16) -> Iterator["PrivateLabels"]:
+        """Yields the records in order, `rows` at a time."""
+        for start in range(0, len(self), rows):
+            part = slice(start, start + rows)
+            yield replace(
+                self,
+                labels=self.labels[part],
+                k=self.k[part],
+                keep_probability=self.keep_probability[part],
+            )
+
+
+class _Block(NamedTuple):
+    """A block of records, and the classes along `axis` that each of them may answer with."""
+
+    rows: slice
+    axis: int
+    members: np.ndarray
+    prior: np.ndarray
+
+
+class _Mechanism:
+    """What all mechanisms of this module have in common: K classes and a budget."""
+
+    num_classes: int
+    epsilon: float | np.ndarray
+
+    def __post_init__(self):
+        if not 2 <= self.num_classes < 1 << 31:
+            raise Error(f"num_classes is {self.num_classes}; it must be 2 or more")
+        epsilon = np.asarray(self.epsilon, np.float64)
+        if epsilon.ndim == 0:
+            check_epsilon(float(epsilon))
+        elif epsilon.ndim > 1:
+            raise Error("epsilon must be one number, or one number for each record")
+        elif not (epsilon >= 0).all():
+            bad = int(np.argmin(epsilon >= 0))
+            raise Error(f"the epsilon in row {bad} is {epsilon[bad]}; it must be 0 or more")
+
+    @property
+    def largest_epsilon(self) -> float:
+        """The largest epsilon of a record: the guarantee for the whole."""
+        return float(np.max(self.epsilon, initial=0.0))
+
+    def _epsilons(self, rows: int) -> np.ndarray:
+        epsilon = np.asarray(self.epsilon, np.float64)
+        if epsilon.ndim == 1 and len(epsilon) != rows:
+            raise Error(f"there are {len(epsilon)} epsilons for {rows} records")
+        return np.broadcast_to(epsilon, (rows,))
+
+
+@dataclass(frozen=True, eq=False)
+class RandomizedResponse(_Mechanism):
+    """Answers y with probability `e^eps / (e^eps + K - 1)`, each other class with `1 / (...)`.
+
+    Args:
+        num_classes: K, 2 or more.
+        epsilon: The privacy budget, 0 to infinity: one number, or one for each record.
+
+    Reference:
+        Warner, Randomized Response, 1965; Ghazi et al., Deep Learning with Label Differential
+        Privacy, algorithm 1.
+    """
+
+    num_classes: int
+    epsilon: float | Float[np.ndarray, " rows"]
+
+    def privatize(
+        self, labels: Int[np.ndarray, " rows"], *, entropy: Entropy | None = None
+    ) -> PrivateLabels:
+        """Returns each label randomised once.
+
+        Args:
+            labels: Classes, 0 to K - 1.
+            entropy: The source of noise; a fresh one from the operating system if None.
+
+        Raises:
+            Error: If a label is no class (the row is named, the label is not), or if there are
+                epsilons but not one for each label.
+        """
+        labels = check_labels(labels, self.num_classes)
+        rows = (_Block(r, 0, _EVERY, _EVERY) for r in _row_blocks(len(labels), 1))
+        return _privatize(self, labels, rows, entropy)
+
+    def transition_matrix(self) -> Float[np.ndarray, "true answer"]:
+        """Returns `Pr[answer | true label]`, of the largest epsilon."""
+        matrix, total = self.integer_matrix()
+        return matrix / total
+
+    def integer_matrix(self) -> tuple[Int[np.ndarray, "true answer"], int]:
+        """Returns the integer weights of each answer under each true label, and their total."""
+        return _integer_matrix(self.largest_epsilon, np.ones(self.num_classes, bool))
+
+    def verify(self) -> Proof:
+        """Proves in exact arithmetic that no answer's probabilities differ by more than e^eps."""
+        return prove(*self.integer_matrix(), self.largest_epsilon)
+
+    def expected_accuracy(self) -> Float[np.ndarray, " rows"]:
+        """Returns `Pr[answer = true label]` for each epsilon, whatever the labels are."""
+        epsilon = np.atleast_1d(np.asarray(self.epsilon, np.float64))
+        k = np.full(len(epsilon), self.num_classes)
+        total, keep, _, _ = _Table(self).weights(k, epsilon)
+        return keep / total
+
+
+class _PriorMechanism(_Mechanism):
+    """What the mechanisms that answer among the top classes of a prior have in common."""
+
+    normalize: bool
+
+    def _members(self, prior: np.ndarray, t: np.ndarray) -> tuple[int, np.ndarray]:
+        """Returns the axis of the classes and the classes that each record may answer with."""
+        raise NotImplementedError
+
+    def privatize(
+        self,
+        labels: Int[np.ndarray, " rows"],
+        prior: Float[np.ndarray, "rows classes"],
+        *,
+        entropy: Entropy | None = None,
+    ) -> PrivateLabels:
+        """Returns each label randomised once.
+
+        Args:
+            labels: Classes, 0 to K - 1.
+            prior: The probability of each class for each record, made without the labels.
+            entropy: The source of noise; a fresh one from the operating system if None.
+
+        Raises:
+            Error: If a label is no class (the row is named, the label is not), or if a row of the
+                prior is not finite, negative, or sums outside 1 +- 1e-6.
+        """
+        labels = check_labels(labels, self.num_classes)
+        if len(prior) != len(labels):
+            raise Error(f"there are {len(labels)} labels but {len(prior)} rows of the prior")
+        return _privatize(self, labels, self._blocks(prior), entropy)
+
+    def choose_k(self, prior: Float[np.ndarray, "rows classes"]) -> Int[np.ndarray, " rows"]:
+        """Returns the number of classes that each record answers with: no label is seen."""
+        out = np.empty(len(prior), np.int32)
+        for rows, axis, members, _ in self._blocks(prior):
+            out[rows] = members.sum(axis=axis)
+        return out
+
+    def support(
+        self,
+        prior: Float[np.ndarray, "rows classes"],
+        k: Int[np.ndarray, " rows"] | int | None = None,
+    ) -> Bool[np.ndarray, "rows classes"]:
+        """Returns the classes that each record can be answered with.
+
+        Args:
+            prior: The probability of each class for each record.
+            k: How many of the top classes; as many as the mechanism chooses if None.
+        """
+        out = np.empty((len(prior), self.num_classes), bool)
+        if k is None:
+            for rows, axis, members, _ in self._blocks(prior):
+                out[rows] = members.T if axis == 0 else members
+            return out
+        prior = check_prior(prior, self.num_classes)
+        many = np.broadcast_to(np.asarray(k, np.int64), (len(prior),))
+        if ((many < 1) | (many > self.num_classes)).any():
+            raise Error(f"k must be 1 to {self.num_classes}")
+        for rows in _row_blocks(len(prior), self.num_classes):
+            out[rows] = top_support(prior[rows], many[rows])
+        return out
+
+    def transition_matrix(
+        self, prior_row: Float[np.ndarray, " classes"]
+    ) -> Float[np.ndarray, "true answer"]:
+        """Returns `Pr[answer | true label]` under one record's prior, of the largest epsilon."""
+        matrix, total = self.integer_matrix(prior_row)
+        return matrix / total
+
+    def integer_matrix(
+        self, prior_row: Float[np.ndarray, " classes"]
+    ) -> tuple[Int[np.ndarray, "true answer"], int]:
+        """Returns the integer weights of each answer under each true label, and their total."""
+        return _integer_matrix(self.largest_epsilon, self._one_support(prior_row))
+
+    def verify(self, prior_row: Float[np.ndarray, " classes"]) -> Proof:
+        """Proves in exact arithmetic that no answer's probabilities differ by more than e^eps."""
+        return prove(*self.integer_matrix(prior_row), self.largest_epsilon)
+
+    def expected_accuracy(
+        self, prior: Float[np.ndarray, "rows classes"]
+    ) -> Float[np.ndarray, " rows"]:
+        """Returns `Pr[answer = true label]` of each record if its label follows its prior."""
+        epsilon = self._epsilons(len(prior))
+        table, out = _Table(self), np.empty(len(prior))
+        for rows, axis, members, block in self._blocks(prior):
+            total, keep, _, _ = table.weights(members.sum(axis=axis, dtype=np.int32), epsilon[rows])
+            inside = members.T if axis == 0 else members
+            out[rows] = keep / total * np.where(inside, block, 0).sum(axis=1, dtype=np.float64)
+        return out
+
+    def _blocks(self, prior: np.ndarray) -> Iterator[_Block]:
+        """Yields blocks of records with their support, once their prior has been checked."""
+        prior = check_prior(prior, self.num_classes)
+        epsilon = self._epsilons(len(prior))
+        for rows in _row_blocks(len(prior), self.num_classes):
+            block = checked_rows(prior[rows], rows.start, normalize=self.normalize)
+            axis, members = self._members(block, np.exp(-epsilon[rows]))
+            # With no privacy asked for, the answer is the label, whatever the prior holds for it.
+            unbounded = np.flatnonzero(np.isinf(epsilon[rows]))
+            members[(slice(None), unbounded) if axis == 0 else unbounded] = True
+            yield _Block(rows, axis, members, block)
+
+    def _one_support(self, prior_row: np.ndarray) -> np.ndarray:
+        one = type(self)(**{**self.__dict__, "epsilon": self.largest_epsilon})
+        return one.support(np.asarray(prior_row)[None, :])[0]
+
+
+@dataclass(frozen=True, eq=False)
+class RRTopK(_PriorMechanism):
+    """Randomised response among the k classes of largest prior; of equals, the smallest indices.
+
+    If y is one of the k: y with probability `e^eps / (e^eps + k - 1)`, each other one of them
+    with `1 / (e^eps + k - 1)`. Else each of the k with `1 / k`.
+
+    Args:
+        num_classes: K, 2 or more.
+        epsilon: The privacy budget, 0 to infinity: one number, or one for each record.
+        k: The number of classes to answer with, 1 to K.
+        normalize: Whether rows of the prior are divided by their sum instead of refused.
+
+    Reference:
+        Ghazi et al., Deep Learning with Label Differential Privacy, algorithm 2.
+    """
+
+    num_classes: int
+    epsilon: float | Float[np.ndarray, " rows"]
+    k: int
+    normalize: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 1 <= self.k <= self.num_classes:
+            raise Error(f"k is {self.k}; it must be 1 to {self.num_classes}")
+
+    def _members(self, prior: np.ndarray, t: np.ndarray) -> tuple[int, np.ndarray]:
+        return 1, top_support(prior, np.full(len(prior), self.k))
+
+
+@dataclass(frozen=True, eq=False)
+class RRWithPrior(_PriorMechanism):
+    """RRTop-k with the k that makes a true answer most probable: `argmax_k w_k`, the smallest.
+
+    `w_k = (p_(1) + ... + p_(k)) / (1 + (k - 1) e^-eps)` is the probability that the answer is the
+    true label when that follows the prior p. No eps-DP mechanism has a larger one than max_k w_k.
+    A poor prior costs accuracy, never privacy. An infinite epsilon answers with the label itself.
+
+    Args:
+        num_classes: K, 2 or more.
+        epsilon: The privacy budget, 0 to infinity: one number, or one for each record.
+        normalize: Whether rows of the prior are divided by their sum instead of refused.
+        official_k: Choose k as the published code does, which maximises
+            `(p_(1) + ... + p_(k)) / (1 + (k - 2) e^-eps)`: private too, but not the best.
+
+    Reference:
+        Ghazi et al., Deep Learning with Label Differential Privacy, algorithm 3 and theorem 6.
+    """
+
+    num_classes: int
+    epsilon: float | Float[np.ndarray, " rows"]
+    normalize: bool = False
+    official_k: bool = False
+
+    def _members(self, prior: np.ndarray, t: np.ndarray) -> tuple[int, np.ndarray]:
+        if self.official_k:
+            return 1, top_support(prior, official_k(prior, t))
+        if self.num_classes <= _FEW_CLASSES:
+            return 0, optimal_support(np.ascontiguousarray(prior.T), t, axis=0)
+        return 1, optimal_support(prior, t, axis=1)
+
+
+_EVERY = np.zeros((0, 0))  # stands for a support of all classes, which needs no table
+
+
+def respond(
+    draws: Int[np.ndarray, " rows"],
+    labels: Int[np.ndarray, " rows"],
+    members: Bool[np.ndarray, "..."],
+    weights: tuple[np.ndarray, ...],
+    axis: int = 1,
+) -> Int[np.ndarray, " rows"]:
+    """Returns the answer that follows from each record's draw: the whole mechanism, without chance.
+
+    A true label in the set: draws below `keep` answer it, and each run of `other` draws above
+    answers one of the other members in class order. Otherwise each run of `uniform` draws answers
+    one member in class order.
+
+    Args:
+        draws: Integers, uniform over 0 to total - 1.
+        labels: Classes.
+        members: The classes that may be answered, along `axis`.
+        weights: total, keep, other and uniform of each record (see `exact.Weights`).
+        axis: 0 for classes by rows, 1 for rows by classes.
+    """
+    _, keep, other, uniform = weights
+    rows = np.arange(len(labels))
+    inside = members[(labels, rows) if axis == 0 else (rows, labels)]
+    answers = labels.copy()
+    changed = np.flatnonzero(~(inside & (draws < keep)))
+    labels, inside, draws = labels[changed], inside[changed], draws[changed]
+    # A kept draw never gets here, so that the division by other = 0 (infinite epsilon) is not used.
+    rank = np.where(
+        inside,
+        (draws - keep[changed]) // np.maximum(other[changed], 1),
+        draws // uniform[changed],
+    )
+    members = np.take(members, changed, axis=1 - axis)
+    rows = np.arange(len(changed))
+    # A true label that was not kept is not answered; one outside the set is not there anyway.
+    members[(labels, rows) if axis == 0 else (rows, labels)] = False
+    answers[changed] = _member(members, rank, axis)
+    return answers
+
+
+def respond_among_all(
+    draws: Int[np.ndarray, " rows"],
+    labels: Int[np.ndarray, " rows"],
+    weights: tuple[np.ndarray, ...],
+) -> Int[np.ndarray, " rows"]:
+    """Returns what `respond` returns when every class may be answered, without a set of classes."""
+    _, keep, other, _ = weights
+    rank = (draws - keep) // np.maximum(other, 1)
+    return np.where(draws < keep, labels, rank + (rank >= labels))
+
+
+def _member(members: np.ndarray, rank: np.ndarray, axis: int) -> np.ndarray:
+    """Returns the class of each record's rank-th member, counted from 0 in class order."""
+    if axis == 0:
+        upto = np.cumsum(members, axis=0, dtype=np.uint8)
+        return np.add.reduce((upto <= rank.astype(np.uint8)).view(np.uint8), axis=0)
+    found = np.flatnonzero(members)
+    counts = members.sum(axis=1)
+    starts = np.cumsum(counts) - counts
+    return found[starts + rank] - np.arange(len(members)) * members.shape[1]
+
+
+class _Table:
+    """The integer weights by epsilon and k, looked up for whole blocks."""
+
+    def __init__(self, mechanism: _Mechanism):
+        self._scalar = float(mechanism.epsilon) if np.ndim(mechanism.epsilon) == 0 else None
+        self._columns = np.zeros((4, mechanism.num_classes + 1), np.int64)
+
+    def weights(self, k: np.ndarray, epsilon: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Returns total, keep, other and uniform of each record."""
+        if self._scalar is not None:
+            seen = np.flatnonzero(np.bincount(k))
+            for each in seen[self._columns[0, seen] == 0]:
+                self._columns[:, each] = response_weights(self._scalar, int(each))
+            return tuple(np.take(column, k) for column in self._columns)
+        budgets, budget = np.unique(epsilon, return_inverse=True)
+        pairs, pair = np.unique(np.stack([budget, k]), axis=1, return_inverse=True)
+        every = [response_weights(float(budgets[b]), int(each)) for b, each in pairs.T]
+        columns = np.array(every, np.int64).reshape(-1, 4).T
+        return tuple(np.take(column, pair) for column in columns)
+
+
+def _privatize(
+    mechanism: _Mechanism, labels: np.ndarray, blocks: Iterable[_Block], entropy: Entropy | None
+) -> PrivateLabels:
+    entropy = Entropy() if entropy is None else entropy
+    epsilon = mechanism._epsilons(len(labels))
+    table = _Table(mechanism)
+    answers = np.empty(len(labels), np.int32)
+    ks = np.full(len(labels), mechanism.num_classes, np.int32)
+    keeps = np.empty(len(labels))
+    for rows, axis, members, _ in blocks:
+        if members is not _EVERY:
+            ks[rows] = members.sum(axis=axis, dtype=np.int32)
+        weights = table.weights(ks[rows], epsilon[rows])
+        draws = entropy.under(weights[0])
+        if members is _EVERY:
+            answers[rows] = respond_among_all(draws, labels[rows], weights)
+        else:
+            answers[rows] = respond(draws, labels[rows], members, weights, axis)
+        keeps[rows] = weights[1] / weights[0]
+    return PrivateLabels(
+        answers,
+        ks,
+        keeps,
+        mechanism.num_classes,
+        mechanism.largest_epsilon,
+        type(mechanism).__name__,
+        entropy.seeded,
+    )
+
+
+def _row_blocks(rows: int, classes: int) -> Iterator[slice]:
+    size = max(1, min(_BLOCK_ROWS, _BLOCK_CELLS // classes))
+    for start in range(0, rows, size):
+        yield slice(start, min(start + size, rows))
+
+
+def _integer_matrix(epsilon: float, members: np.ndarray) -> tuple[np.ndarray, int]:
+    weights = response_weights(epsilon, int(members.sum()))
+    matrix = np.where(members[:, None], weights.other, weights.uniform) * members[None, :]
+    own = np.flatnonzero(members)
+    matrix[own, own] = weights.keep
+    return matrix, weights.total
+
+
+def check_labels(labels: np.ndarray, num_classes: int) -> Int[np.ndarray, " rows"]:
+    """Returns the labels as int32, or raises an `Error` that names a row but never a label."""
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or not (np.issubdtype(labels.dtype, np.integer) or labels.dtype == bool):
+        raise Error(
+            f"the labels are {labels.dtype} of shape {labels.shape}; they must be one row of "
+            f"integers from 0 to {num_classes - 1}"
+        )
+    bad = (labels < 0) | (labels >= num_classes)
+    if bad.any():
+        raise Error(
+            f"the label in row {int(np.argmax(bad))} is none of the {num_classes} classes, "
+            f"0 to {num_classes - 1}"
+        )
+    return labels.astype(np.int32)
