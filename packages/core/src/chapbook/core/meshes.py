@@ -8,7 +8,8 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import numpy as np
@@ -150,7 +151,7 @@ class _Axis:
 
 def mesh(
     text: str = "auto",
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
     *,
     explicit: bool = False,
 ) -> Mesh:
@@ -188,7 +189,7 @@ def _parse(text: str) -> list[_Axis]:
     parsed = []
     for pair in ("data=-1" if stripped in ("", "auto") else stripped).split(","):
         match = re.fullmatch(r"([a-z][a-z0-9_]*)=(?:(\d+)x)?(\d+|-1)", pair)
-        if match is None or match[2] and match[3] == "-1":
+        if match is None or (match[2] and match[3] == "-1"):
             raise Error(f'mesh {text}: "{pair}" is not understood; {GRAMMAR}')
         parsed.append(_Axis(match[1], int(match[2] or 1), int(match[3]), bool(match[2])))
     if repeated := [n for n, count in Counter(axis.name for axis in parsed).items() if count > 1]:
@@ -206,11 +207,9 @@ def _fill(parsed: list[_Axis], count: int, *, given: bool) -> list[_Axis]:
     fixed = math.prod(size for size in _sizes(parsed) if size != -1)
     rest, left = divmod(count, fixed)
     if not left and (rest == 1 or wild) and rest:
-        return [
-            _Axis(a.name, a.outer, rest if a.inner == -1 else a.inner, a.hybrid) for a in parsed
-        ]
+        return [replace(axis, inner=rest) if axis.inner == -1 else axis for axis in parsed]
     # The first axis is the one that people have to spare: data.
-    first, *others = _sizes(parsed)
+    others = _sizes(parsed)[1:]
     fitting, left = divmod(count, math.prod(size for size in others if size != -1))
     mended = [fitting, *(1 if size == -1 else size for size in others)]
     if left or not fitting:
@@ -226,7 +225,7 @@ def _fill(parsed: list[_Axis], count: int, *, given: bool) -> list[_Axis]:
     )
 
 
-def _hybrid(parsed: list[_Axis], devices: list[jax.Device]) -> np.ndarray:
+def _hybrid(parsed: list[_Axis], devices: list[Any]) -> np.ndarray:
     """Lays the devices out with the outer factors across slices, or across hosts."""
     slices = Counter(getattr(device, "slice_index", None) for device in devices)
     hosts = Counter(device.process_index for device in devices)
@@ -259,10 +258,13 @@ def _text(parsed: list[_Axis]) -> str:
 
 def local_batch(global_batch: int, mesh: Mesh, axis: str | tuple[str, ...] = "data") -> int:
     """Returns how many rows of the global batch this process holds, sharded over `axis`."""
-    rows = NamedSharding(mesh, PartitionSpec(axis)).addressable_devices_indices_map((global_batch,))
-    return sum(
-        stop - start for start, stop in {i[0].indices(global_batch)[:2] for i in rows.values()}
-    )
+    wanted = (axis,) if isinstance(axis, str) else axis
+    spec = PartitionSpec(tuple(name for name in wanted if name in mesh.shape))
+    try:
+        rows = NamedSharding(mesh, spec).addressable_devices_indices_map((global_batch,))
+    except ValueError as error:
+        raise Error(f"a batch of {global_batch} does not divide over {spec} of {mesh}") from error
+    return sum(b - a for a, b in {i[0].indices(global_batch)[:2] for i in rows.values() if i})
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

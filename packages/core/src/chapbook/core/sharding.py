@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import polars as pl
+from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Key, PyTree, Shaped
 
@@ -175,16 +176,15 @@ def _spec(
     array: Any,
     replicate_below: int,
 ) -> PartitionSpec:
-    if array is not None and math.prod(array.shape) < replicate_below:
+    if array is None:
+        return PartitionSpec(*map(_entry, _assign(path, leaf, rules, sizes)))
+    if math.prod(array.shape) < replicate_below:
         sizes = {axis: size for axis, size in sizes.items() if axis != "fsdp"}
     parts = _assign(path, leaf, rules, sizes)
-    for i, part in enumerate(parts if array is not None else ()):
-        if array.shape[i] % math.prod(sizes[axis] for axis in part):
+    for name, size, part in zip(leaf, array.shape, parts, strict=False):
+        if size % math.prod(sizes[axis] for axis in part):
             over = ",".join(f"{axis}={sizes[axis]}" for axis in part)
-            raise Error(
-                f"{path}: {leaf[i]}={array.shape[i]} is not divisible by {over} "
-                f"(shape {array.shape})"
-            )
+            raise Error(f"{path}: {name}={size} is not divisible by {over} (shape {array.shape})")
     return PartitionSpec(*map(_entry, parts))
 
 
@@ -311,7 +311,7 @@ def constrain(x: Shaped[Array, "..."], *names: str | None) -> Shaped[Array, "...
     if extra < 0:
         raise Error(f"more names than dimensions: {', '.join(map(str, names))} (shape {x.shape})")
     rules = dict(_rules_in_force.value or RULES)
-    traced = isinstance(x, jax.core.Tracer)
+    traced = isinstance(x, Tracer)
     free = PartitionSpec.UNCONSTRAINED if traced else None
     parts: list[Any] = [free] * extra
     for size, part in zip(x.shape[extra:], _assign("constrain", names, rules, sizes), strict=True):
