@@ -134,7 +134,11 @@ def pages(names: list[str]) -> list[Path]:
     if "root" in chosen:
         found.insert(0, ROOT / "README.md")
     if "docs" in chosen:
-        found.extend(sorted((ROOT / "docs" / "pages").rglob("*.md")))
+        found.extend(
+            page
+            for page in sorted((ROOT / "docs" / "pages").rglob("*.md"))
+            if next(blocks(page.read_text(), str(page.relative_to(ROOT))), None)
+        )
     if missing := [page for page in found if not page.exists()]:
         fail(f"{missing[0].relative_to(ROOT)} does not exist")
     return found
@@ -156,7 +160,7 @@ def check(page: Path) -> bool:
             print(f"error: {where}: still running after {LIMIT} s", file=sys.stderr)
             return False
     if done.returncode == 0:
-        print(f"{where}: {time.monotonic() - start:.1f} s")
+        print(f" in {time.monotonic() - start:.1f} s", flush=True)
     return done.returncode == 0
 
 
@@ -169,7 +173,7 @@ def main() -> None:
     parser.add_argument("--page", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.page:
-        print(f"{options.page.relative_to(ROOT)}: {run_page(options.page)} blocks ran")
+        print(f"{options.page.relative_to(ROOT)}: {run_page(options.page)} blocks ran", end="")
         return
     failed = [page for page in pages(options.names) if not check(page)]
     if failed:
