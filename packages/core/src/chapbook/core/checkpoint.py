@@ -7,6 +7,7 @@ is whole. Static fields and functions are not saved; restoring takes them from `
 
 import json
 import logging
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental.multihost_utils import sync_global_devices
 from orbax.checkpoint import checkpoint_managers as policies
 
 from chapbook.core.errors import Error
@@ -36,9 +38,6 @@ class Checkpoints:
         every_minutes: `save` does nothing until so long after the last saved step.
         read_only: Open the folder of a run that another process may still be writing: nothing is
             made, saved or removed.
-
-    Raises:
-        Error: If the folder is missing and `read_only` is set.
     """
 
     def __init__(
@@ -74,8 +73,6 @@ class Checkpoints:
             save_interval_steps=0 if read_only else 1,
             read_only=read_only,
         )
-        if read_only and not ocp.path.Path(self.folder).exists():
-            raise Error(f"{self.folder}: no such folder of checkpoints")
         handlers = {"state": ocp.PyTreeCheckpointHandler(), "extra": ocp.JsonCheckpointHandler()}
         return ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
@@ -105,6 +102,8 @@ class Checkpoints:
         latest = self.latest()
         if latest is not None and step <= latest:
             return False
+        if self._unreadable:
+            self._set_aside()
         return self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -152,7 +151,7 @@ class Checkpoints:
         if saved is None:
             raise ValueError("its description of the arrays is missing")
         only = ocp.args.Composite(extra=ocp.args.JsonRestore())
-        record = self._manager.restore(step, args=only).extra
+        record = self._manager.restore(step, args=only)["extra"]
         wanted = _leaves(like)
         problems = _differences(wanted, like, saved.tree, record["keys"], cast)
         if problems:
@@ -166,13 +165,23 @@ class Checkpoints:
                 restore_args={path: _how(leaf, cast) for path, leaf in wanted.items()},
                 partial_restore=True,
             )
-            found = self._manager.restore(step, args=ocp.args.Composite(state=args)).state
+            found = self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
         flat, structure = jax.tree_util.tree_flatten_with_path(like)
         leaves = [
             _as(leaf, found[name], record["keys"].get(name)) if name in wanted else _empty(leaf)
             for name, leaf in ((_name(path), leaf) for path, leaf in flat)
         ]
         return jax.tree.unflatten(structure, leaves), record["extra"]
+
+    def _set_aside(self) -> None:
+        """Renames the steps that could not be read: they no longer count, yet nothing is lost."""
+        if jax.process_index() == 0:
+            for step in self._unreadable:
+                folder = self._manager.directory / str(step)
+                folder.rename(f"{folder}.unreadable-{time.strftime('%Y%m%dT%H%M%S')}")
+        sync_global_devices("chapbook.core.checkpoint: unreadable steps renamed")
+        self._manager.reload()
+        self._unreadable.clear()
 
     def steps(self) -> list[int]:
         """Returns the saved steps, in order."""
@@ -211,7 +220,7 @@ def _name(path: Any) -> str:
 
 
 def _is_key(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _leaves(tree: Any) -> dict[str, Any]:

@@ -10,7 +10,6 @@ Only `place` needs JAX.
 """
 
 import hashlib
-import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self
 
 import numpy as np
+
 from chapbook.core.errors import Error, TableError
 
 if TYPE_CHECKING:
@@ -67,18 +67,20 @@ def arrays(**columns: Any) -> Source:
     for name, column in found.items():
         if column.ndim == 0:
             raise Error(f"column {name} is a scalar; give one value per row")
-        # Numbers that NumPy does not know itself, as bfloat16, are of kind V without fields.
-        if column.dtype.kind not in "biufc" and not (
-            column.dtype.kind == "V" and column.dtype.names is None
-        ):
-            raise TableError(
-                f"column {name} is not numeric ({column.dtype}); encode it as numbers or drop it",
-                column=name,
-            )
+        _check_numeric(name, column, column.dtype)
     lengths = {name: len(column) for name, column in found.items()}
     if len(set(lengths.values())) > 1:
         raise Error(f"columns differ in length: {_listed(lengths)}")
     return _Arrays(found)
+
+
+def _check_numeric(name: str, column: np.ndarray, dtype: Any) -> None:
+    # Numbers that NumPy does not know itself, as bfloat16, are of kind V without fields.
+    if column.dtype.kind in "biufc" or (column.dtype.kind == "V" and column.dtype.names is None):
+        return
+    raise TableError(
+        f"column {name} is not numeric ({dtype}); encode it as numbers or drop it", column=name
+    )
 
 
 def frame(table: Any) -> Source:
@@ -105,6 +107,7 @@ def frame(table: Any) -> Source:
                 column=str(name),
             )
         columns[str(name)] = column.to_numpy()
+        _check_numeric(str(name), columns[str(name)], column.dtype)
     return arrays(**columns)
 
 
@@ -285,6 +288,8 @@ class Batches:
     def set_state(self, state: State) -> None:
         """Goes to a place that `get_state` returned, in this or another process.
 
+        The seed of the state replaces this object's own.
+
         Raises:
             Error: If the source is not the one that the state was taken from.
         """
@@ -402,42 +407,47 @@ def place(
     """
     import jax
 
-    if rules is None:
-        from chapbook.core.sharding import RULES
+    from chapbook.core.sharding import RULES, specs
 
-        rules = RULES
-    axes = rules["batch"] or ()
-    axes = tuple(a for a in ((axes,) if isinstance(axes, str) else axes) if a in mesh.shape)
-    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(axes or None))
-    part = None
-    if isinstance(iterator, Batches):
-        if iterator.batch % math.prod(mesh.shape[axis] for axis in axes):
-            split = ",".join(f"{axis}={mesh.shape[axis]}" for axis in axes)
-            raise Error(f"batch={iterator.batch} is not divisible by {split}")
-        part = _own_rows(sharding, iterator.batch)
+    ours = isinstance(iterator, Batches)
+    shapes = {"batches": jax.ShapeDtypeStruct((iterator.batch,), bool)} if ours else None
+    spec = specs({"batches": ("batch",)}, RULES if rules is None else rules, mesh, shapes)
+    sharding = jax.sharding.NamedSharding(mesh, spec["batches"])
+    part = _own_rows(sharding, iterator.batch) if ours else None
 
     def produce(running: Iterator) -> dict[str, "jax.Array"]:
         if isinstance(running, Batches):
             batch, rows = running.take(part), running.batch
         else:
             batch, rows = next(running), None
-        return {name: _to_devices(sharding, column, rows) for name, column in batch.items()}
+        return {name: _global(name, column, sharding, rows) for name, column in batch.items()}
 
     return Placed(iterator, produce, depth)
 
 
 def _own_rows(sharding: "jax.sharding.NamedSharding", batch: int) -> np.ndarray | None:
     """Returns the batch's rows that this process's devices hold, or None for all of them."""
-    held = sharding.addressable_devices_indices_map((batch,)).values()
-    spans = {slice_.indices(batch) for (slice_,) in held}
+    held = dict(sharding.addressable_devices_indices_map((batch,)) or {}).values()
+    spans = {span.indices(batch) for (span,) in held if isinstance(span, slice)}
     rows = np.concatenate([np.arange(*span) for span in sorted(spans)])
     return None if len(rows) == batch else rows
 
 
-def _to_devices(sharding: Any, column: Any, rows: int | None) -> "jax.Array":
+def _global(name: str, column: Any, sharding: Any, rows: int | None) -> "jax.Array":
+    """Returns the global array of which this process holds some rows."""
     import jax
 
     column = np.asarray(column)
+    dtype = jax.dtypes.canonicalize_dtype(column.dtype)
+    if column.dtype.kind in "iu" and dtype != column.dtype:
+        narrow = column.astype(dtype)
+        if (narrow != column).any():
+            raise TableError(
+                f"column {name} holds integers that do not fit {dtype}; number them anew, "
+                "or set jax_enable_x64",
+                column=name,
+            )
+        column = narrow
     shape = None if rows is None else (rows, *column.shape[1:])
     return jax.make_array_from_process_local_data(sharding, column, shape)
 
