@@ -427,8 +427,8 @@ def place(
 
 def _own_rows(sharding: "jax.sharding.NamedSharding", batch: int) -> np.ndarray | None:
     """Returns the batch's rows that this process's devices hold, or None for all of them."""
-    held = dict(sharding.addressable_devices_indices_map((batch,)) or {}).values()
-    spans = {span.indices(batch) for (span,) in held if isinstance(span, slice)}
+    held = sharding.addressable_devices_indices_map((batch,))
+    spans = {index[0].indices(batch) for index in held.values() if index}
     rows = np.concatenate([np.arange(*span) for span in sorted(spans)])
     return None if len(rows) == batch else rows
 
