@@ -6,6 +6,8 @@ The module is called `meshes` so that `chapbook.core.mesh` can be the function.
 import math
 import os
 import re
+import socket
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -49,8 +51,9 @@ def init(
         timeout: How long to wait for the other processes, in seconds.
 
     Raises:
-        Error: JAX has started already, one of the three values is unknown or wrong, or the
-            processes did not find one another in time.
+        Error: JAX has started already, one of the three values is unknown or wrong, or process 0
+            does not answer in time. (When it is another process that does not come, JAX ends this
+            one with a message of its own.)
     """
     if jax.distributed.is_initialized():
         return
@@ -71,7 +74,8 @@ def init(
             f"several processes are meant, but not all of {values} are known",
             "set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID in every process",
         )
-    if not 0 <= process < processes or ":" not in coordinator:
+    host, _, port = coordinator.rpartition(":")
+    if not 0 <= process < processes or not host or not port.isdecimal():
         raise Error(
             f"{values} do not fit together",
             "the coordinator is host:port, and process is a number from 0 to processes - 1",
@@ -79,6 +83,8 @@ def init(
     if backends_are_initialized():
         raise Error("call chapbook.core.init() before any JAX computation")
     try:
+        if process > 0:
+            _await_port(host.strip("[]"), int(port), timeout)
         jax.distributed.initialize(
             coordinator,
             processes,
@@ -86,11 +92,26 @@ def init(
             cluster_detection_method=launcher,
             initialization_timeout=math.ceil(timeout),
         )
-    except RuntimeError as error:
+    except (OSError, RuntimeError) as error:
         raise Error(
-            f"the processes did not meet at {coordinator} in {timeout:g} s ({values})",
-            "check that every process runs and that each can reach the address and port",
+            f"no meeting at {coordinator} within {timeout:g} s ({values}): "
+            f"{str(error).splitlines()[0]}",
+            "check that process 0 runs and that every process reaches its address and port",
         ) from error
+
+
+def _await_port(host: str, port: int, timeout: float) -> None:
+    """Waits until process 0 listens: where it does not, JAX would abort the whole process."""
+    end = time.monotonic() + timeout
+    while True:
+        try:
+            socket.create_connection((host, port), max(0.1, end - time.monotonic())).close()
+        except OSError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.2)
+        else:
+            return
 
 
 def _whole(variable: str) -> int | None:
@@ -118,8 +139,9 @@ def _cluster(launcher: str | None) -> type[ClusterEnv] | None:
 def simulate(n: int) -> None:
     """Lets JAX show `n` CPU devices in this process, for tests and planning.
 
-    It also turns off asynchronous dispatch: collectives of several programs in flight wait for
-    each other's threads on few cores. A loop should all the same keep one step in flight on CPU.
+    It also turns off asynchronous dispatch, which is not enough by itself: collectives of several
+    programs in flight wait for each other's threads, and after 40 s XLA aborts the process. A loop
+    must call `block_until_ready` each step, so that one program is in flight.
 
     Args:
         n: The number of devices.
