@@ -29,7 +29,8 @@ _SHOWN = 20
 class Checkpoints:
     """The checkpoints of one run.
 
-    Half-written steps that a killed process left are removed when the folder is opened.
+    Half-written steps that a killed process left are removed when the folder is opened. Use it as
+    a context manager, or close it: a save that is under way when the interpreter exits is lost.
 
     Args:
         folder: Where the steps lie; made if missing.
@@ -51,11 +52,12 @@ class Checkpoints:
     ):
         # Orbax takes absolute paths only; Path would mangle the "//" of a remote address.
         self.folder = str(folder) if "://" in str(folder) else str(Path(folder).absolute())
-        self._manager = self._open(keep, keep_every, every_minutes, read_only)
+        self._read_only = read_only
+        self._manager = self._open(keep, keep_every, every_minutes)
         self._unreadable: set[int] = set()
 
     def _open(
-        self, keep: int, keep_every: int | None, every_minutes: float | None, read_only: bool
+        self, keep: int, keep_every: int | None, every_minutes: float | None
     ) -> ocp.CheckpointManager:
         kept: list[Any] = [policies.LatestN(keep)]
         if keep_every is not None:
@@ -68,10 +70,8 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(kept),
             save_decision_policy=due,
-            cleanup_tmp_directories=not read_only,
-            create=not read_only,
-            save_interval_steps=0 if read_only else 1,
-            read_only=read_only,
+            cleanup_tmp_directories=not self._read_only,
+            create=not self._read_only,
         )
         handlers = {"state": ocp.PyTreeCheckpointHandler(), "extra": ocp.JsonCheckpointHandler()}
         return ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
@@ -91,6 +91,8 @@ class Checkpoints:
             Whether the step is being saved. It is not when it is not due, or not newer than the
             latest.
         """
+        if self._read_only:
+            raise Error(f"{self.folder}: opened with read_only=True, so step {step} is not saved")
         record = {"extra": dict(extra or {}), "keys": {}}
         arrays = {}
         for path, leaf in _leaves(state).items():
