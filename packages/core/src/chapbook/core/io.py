@@ -9,23 +9,33 @@ Notable choices:
   by a killed one is taken over.
 """
 
+import bz2
 import contextlib
+import csv
+import dataclasses
+import difflib
+import glob
+import gzip
+import io
+import itertools
 import json
 import os
 import platform
+import re
 import secrets
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from chapbook.core.errors import Error
+from chapbook.core.errors import Error, TableError
 
 try:
     import fcntl
@@ -56,9 +66,13 @@ def write_atomic(path: str | Path, content: bytes | Callable[[Path], Any]) -> No
             _sync(part)
             part.replace(target)
             _sync(target.parent)
-    except OSError as problem:
-        problem.filename, problem.filename2 = str(path), None
-        raise
+    except (OSError, pl.exceptions.PolarsError) as problem:
+        # Polars gives the system's number only in its text.
+        told = re.search(r"os error (\d+)", str(problem))
+        number = int(told[1]) if told else getattr(problem, "errno", None)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from problem
     finally:
         if not direct:
             part.unlink(missing_ok=True)
@@ -321,13 +335,458 @@ def _surroundings() -> dict[str, Any]:
 
 # ------------------------------------------------------------------------------------- tables
 
+_KINDS = {
+    "csv": "csv",
+    "tsv": "tsv",
+    "parquet": "parquet",
+    "ipc": "ipc",
+    "arrow": "ipc",
+    "feather": "ipc",
+    "jsonl": "jsonl",
+    "ndjson": "jsonl",
+    "json": "json",
+    "xlsx": "xlsx",
+}
+_PACKED = {".gz": gzip, ".bz2": bz2, ".zst": None}
+_SEPARATOR = {"csv": ",", "tsv": "\t"}
+_TROUBLE = (pl.exceptions.PolarsError, ValueError, RuntimeError, zlib.error, EOFError)
 
-def write_table(table: pl.DataFrame, path: str | Path) -> None:
-    """Writes a table atomically, in the format that the suffix names."""
-    writers = {
-        ".parquet": table.write_parquet,
-        ".csv": table.write_csv,
-        ".ipc": table.write_ipc,
-        ".jsonl": table.write_ndjson,
-    }
-    write_atomic(path, writers[Path(path).suffix])
+
+@dataclasses.dataclass(frozen=True)
+class _Table:
+    """A table to be read: its file, its format, its bytes unless Polars opens it, the wishes."""
+
+    path: str
+    kind: str
+    data: bytes | None = None
+    types: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    required: Sequence[str] = ()
+    columns: list[str] | None = None
+    rows: int | None = None
+    private: Sequence[str] = ()
+
+    @property
+    def source(self) -> Any:
+        return self.path if self.data is None else io.BytesIO(self.data)
+
+    def text(self) -> str:
+        """Returns the whole text, or raises the place where it is not UTF-8."""
+        data = Path(self.path).read_bytes() if self.data is None else self.data
+        try:
+            return data.decode("utf-8-sig")
+        except UnicodeDecodeError as problem:
+            raise self.error(f": byte {problem.start} is not UTF-8; save it as UTF-8") from None
+
+    def records(self) -> Iterator[tuple[int, list[str]]]:
+        """Yields the records of csv text with the line on which each starts."""
+        csv.field_size_limit(sys.maxsize)
+        lines = self.text().splitlines(keepends=True)
+        reader = csv.reader(lines, delimiter=_SEPARATOR[self.kind], strict=True)
+        line = 1
+        try:
+            for record in reader:
+                yield line, record
+                line = reader.line_num + 1
+        except csv.Error as problem:
+            raise self.error(f":{line}: {problem} (is a quote left open?)", line) from None
+
+    def line(self, row: int) -> int | None:
+        """Returns the line of a row (from 0) in a text file."""
+        if self.kind in _SEPARATOR:
+            return next(line for line, _ in itertools.islice(self.records(), row + 1, None))
+        full = (n for n, line in enumerate(self.text().split("\n"), 1) if line.strip())
+        return next(itertools.islice(full, row, None))
+
+    def error(self, what: str, row: int | None = None, column: str | None = None) -> TableError:
+        return TableError(f"{self.path}{what}", path=self.path, row=row, column=column)
+
+    def bad(self, what: str, column: str, row: int, value: Any = None) -> TableError:
+        """Returns the error of one cell; the value of a private column is left out."""
+        text = self.kind in (*_SEPARATOR, "jsonl")
+        place = self.line(row) if text else row
+        shown = (
+            "" if value is None or column in self.private else f" {json.dumps(value, default=str)}"
+        )
+        return self.error(
+            f":{'' if text else ' row '}{place}: {column}{shown} {what}", place, column
+        )
+
+
+def read_table(
+    path: str | Path,
+    schema: Mapping[str, Any] | None = None,
+    columns: Sequence[str] | None = None,
+    key: str | Sequence[str] = (),
+    rows: int | None = None,
+    *,
+    format: str | None = None,  # noqa: A002
+    nulls: Sequence[str] = (),
+    private: Sequence[str] = (),
+) -> pl.DataFrame:
+    """Reads a table and holds it to a schema, strictly: nothing becomes null unasked.
+
+    Args:
+        path: A csv, tsv, parquet, ipc (arrow, feather), jsonl (ndjson), json or xlsx file; csv,
+            tsv, jsonl and json may be packed by gz, bz2 or zst. A pattern such as `data/*.csv`
+            reads many files as one table, `-` reads stdin.
+        schema: The types of the columns that must be there, or that may be there if the name ends
+            in `?`: `{"label": pl.Int64, "weight?": pl.Float64}`. Further columns pass through.
+        columns: The columns to read; None reads all.
+        key: The columns that together must be unique.
+        rows: The number of rows to read at most.
+        format: The format by name, where no suffix tells it.
+        nulls: Columns that must be there but may hold nulls; optional columns always may.
+        private: Columns whose values no error may show.
+
+    Returns:
+        The table, with the columns of the schema in their types.
+
+    Raises:
+        TableError: The file does not hold what it should; the message names line and column.
+        OSError: The file cannot be read.
+    """
+    keys = [key] if isinstance(key, str) else list(key)
+    if (paths := _matches(path)) is not None:
+        wishes = {"format": format, "nulls": nulls, "private": private}
+        parts = [read_table(p, schema, columns, keys, rows, **wishes) for p in paths]
+        _agree(paths, [part.schema for part in parts])
+        whole = _Table(str(path), "parquet", private=private)
+        return _unique(whole, pl.concat(parts)[:rows], keys)
+    ask = _ask(path, schema, columns, rows, format, private)
+    try:
+        table = _native(ask)
+    except ModuleNotFoundError as problem:
+        raise Error(f"{path}: this needs {problem.name}", f"pip install {problem.name}") from None
+    except _TROUBLE as problem:
+        table = _second_look(ask, problem)
+    _present(ask, table.columns)
+    for name in ask.types:
+        if name in table.columns and table.schema[name] != ask.types[name]:
+            table = table.with_columns(_converted(ask, table[name]))
+    if ask.kind in _SEPARATOR and table.width and table[:, -1].null_count():
+        _check_csv(ask)  # Polars fills a line that is too short with nulls
+    for name in dict.fromkeys([*ask.required, *keys]):
+        if name not in nulls and table[name].null_count():
+            raise ask.bad("is empty", name, table[name].is_null().arg_max() or 0)
+    return _unique(ask, table, keys)
+
+
+def _ask(
+    path: str | Path,
+    schema: Mapping[str, Any] | None,
+    columns: Sequence[str] | None,
+    rows: int | None,
+    format: str | None,  # noqa: A002
+    private: Sequence[str] = (),
+) -> _Table:
+    """Gathers what is asked; unpacks a packed file, and takes stdin."""
+    path = str(path)
+    kind, packed = _kind(path, format)
+    types = {name.rstrip("?"): dtype for name, dtype in (schema or {}).items()}
+    required = [name for name in schema or {} if not name.endswith("?")]
+    wanted = None if columns is None else list(columns)
+    if wanted is not None:  # a schema may tell of more columns than are asked for
+        types = {name: types[name] for name in wanted if name in types}
+        required = [name for name in required if name in wanted]
+    if path == "-":
+        data = sys.stdin.buffer.read()
+    else:
+        with Path(path).open("rb") as file:
+            data = file.read(1)
+    if not data:
+        raise TableError(f"{path} is empty", path=path)
+    try:
+        data = _unpacked(path, packed) if packed else data if path == "-" else None
+    except (OSError, *_TROUBLE):
+        raise TableError(f"{path} is not a whole {packed[1:]} file", path=path) from None
+    return _Table(path, kind, data, types, required, wanted, rows, private)
+
+
+def _kind(path: str, format: str | None) -> tuple[str, str]:  # noqa: A002
+    """Returns the format of a path, and the suffix of its packing or an empty string."""
+    suffixes = ["", *(suffix.lower() for suffix in Path(path).suffixes)]
+    packed = suffixes.pop() if suffixes[-1] in _PACKED else ""
+    name = format or suffixes[-1][1:]
+    if name not in _KINDS:
+        known = ", ".join(_KINDS)
+        raise Error(f"{path}: {name or 'no suffix'} is no table format; known are {known}")
+    if packed and _KINDS[name] in ("parquet", "ipc", "xlsx"):
+        raise Error(f"{path}: {name} is packed inside; leave {packed} away")
+    return _KINDS[name], packed
+
+
+def _unpacked(path: str, packed: str) -> bytes:
+    if module := _PACKED[packed]:
+        return module.decompress(Path(path).read_bytes())
+    # Python brings no zstd, but Polars unpacks csv, and any text is a csv of one wide column.
+    lines = pl.read_csv(
+        path, has_header=False, separator="\x01", quote_char=None, infer_schema=False
+    )
+    return "\n".join([*lines.to_series().fill_null(""), ""]).encode()
+
+
+def _native(ask: _Table, infer: int | None = 100) -> pl.DataFrame:
+    """Reads a table by Polars alone."""
+    if ask.kind in _SEPARATOR:
+        return pl.read_csv(
+            ask.source,
+            separator=_SEPARATOR[ask.kind],
+            schema_overrides=ask.types,
+            columns=ask.columns,
+            n_rows=ask.rows,
+            infer_schema_length=infer,
+        )
+    if ask.kind == "parquet":
+        return pl.read_parquet(ask.source, columns=ask.columns, n_rows=ask.rows)
+    if ask.kind == "ipc":
+        return pl.read_ipc(ask.source, columns=ask.columns, n_rows=ask.rows)
+    if ask.kind == "jsonl":
+        table = pl.read_ndjson(ask.source, infer_schema_length=None)
+    elif ask.kind == "json":
+        table = pl.read_json(ask.source, infer_schema_length=None)
+    else:
+        table = pl.read_excel(ask.source)
+    return table.select(pl.all() if ask.columns is None else ask.columns)[: ask.rows]
+
+
+def _second_look(ask: _Table, problem: Exception) -> pl.DataFrame:
+    """Finds out why the native read failed and raises it, or reads again with more patience."""
+    why = "" if ask.private else ": " + str(problem).partition("\n")[0]
+    if isinstance(problem, pl.exceptions.ColumnNotFoundError):
+        names = scan_table(ask.path, format=ask.kind).collect_schema().names()
+        _present(ask, names)
+    if ask.kind in _SEPARATOR:
+        header = _check_csv(ask)
+        _present(ask, header)
+        for name in ask.types:
+            if name in header:
+                texts = dataclasses.replace(ask, types={name: pl.String}, columns=[name])
+                _converted(ask, _native(texts)[name])
+        try:
+            return _native(ask, infer=None)  # a type that was guessed from the first rows
+        except _TROUBLE:
+            raise ask.error(f" cannot be read as {ask.kind}{why}") from None
+    if ask.kind in ("jsonl", "json"):
+        whole = ask.text()
+        for line, text in enumerate(whole.split("\n") if ask.kind == "jsonl" else [whole], 1):
+            try:
+                json.loads(text or "{}")
+            except json.JSONDecodeError as found:
+                place = line + found.lineno - 1
+                raise ask.error(f":{place}: not JSON: {found.msg}", place) from None
+        raise ask.error(f" cannot be read as {ask.kind}{why}")
+    raise ask.error(f" is not a whole {ask.kind} file{why}")
+
+
+def _check_csv(ask: _Table) -> list[str]:
+    """Returns the header after checking that every line has as many fields."""
+    records = ask.records()
+    _, header = next(records)
+    for line, record in records:
+        if len(record or [""]) != len(header):
+            what = (
+                f"has {len(record)} fields, the header has {len(header)}" if record else "is blank"
+            )
+            raise ask.error(f":{line}: the line {what}", line)
+    return header
+
+
+def _present(ask: _Table, names: Sequence[str]) -> None:
+    """Raises the first wanted column that is not there, with the nearest that is."""
+    for name in [*ask.required, *(ask.columns or ())]:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 1, 0.5)
+            option = f"--{name.replace('_', '-')}-column"
+            fix = f" Did you mean {near[0]}? Pass {option} {near[0]}" if near else ""
+            held = ", ".join(names[:20]) + (" ..." if len(names) > 20 else "")
+            raise ask.error(f': no column "{name}"; it has {held}.{fix}', column=name)
+
+
+def _converted(ask: _Table, column: pl.Series) -> pl.Series:
+    """Returns a column in its wanted type, or raises the first value that does not fit."""
+    have, want = column.dtype, pl.Series([], dtype=ask.types[column.name]).dtype
+    if have == pl.String:
+        if not _parses(column, want):
+            row, part = 0, column
+            while len(part) > 1:  # halving, since only the parser itself knows what it takes
+                half = len(part) // 2
+                good = _parses(part[:half], want)
+                row, part = (row + half, part[half:]) if good else (row, part[:half])
+            raise ask.bad(f"is not {_noun(want)}", column.name, row, part[0])
+        return _parsed(column, want)
+    alike = (have.is_numeric() and want.is_numeric()) or (have.is_temporal() and want.is_temporal())
+    if not (alike or want == pl.String or have == pl.Null or have.is_nested()):
+        raise ask.error(
+            f': column "{column.name}" is {have}, not {_noun(want)}', column=column.name
+        )
+    new = column.cast(want, strict=False)
+    wrong = new.is_null() & column.is_not_null()
+    if (have.is_float() and want.is_integer()) or have.is_temporal():
+        wrong |= (new.cast(have) != column).fill_null(False)  # a fraction or a time would be lost
+    if wrong.any():
+        row = wrong.arg_max() or 0
+        raise ask.bad(f"is not {_noun(want)}", column.name, row, column[row])
+    return new
+
+
+def _parsed(texts: pl.Series, want: Any) -> pl.Series:
+    """Returns texts as Polars reads them from csv: one grammar of values for every format."""
+    # The row number keeps a null from being a blank line.
+    buffer = io.BytesIO()
+    texts.to_frame().with_row_index("#").write_csv(buffer)
+    buffer.seek(0)
+    return pl.read_csv(buffer, schema_overrides={texts.name: want})[texts.name]
+
+
+def _parses(texts: pl.Series, want: Any) -> bool:
+    try:
+        return _parsed(texts, want).dtype == want
+    except pl.exceptions.PolarsError:
+        return False
+
+
+def _noun(want: Any) -> str:
+    if want.is_integer():
+        return "an integer" if want == pl.Int64 else f"an integer of type {want}"
+    nouns = {pl.Boolean: "true or false", pl.Date: "a date", pl.Datetime: "a date and time"}
+    return "a number" if want.is_float() else nouns.get(want.base_type(), f"of type {want}")
+
+
+def _unique(ask: _Table, table: pl.DataFrame, keys: list[str]) -> pl.DataFrame:
+    """Returns the table, or raises the first row whose key an earlier row has already."""
+    if keys and table.height:
+        first = table.select(pl.struct(keys).is_first_distinct()).to_series()
+        if not first.all():
+            row = first.arg_min() or 0
+            value = ", ".join(str(table[name][row]) for name in keys if name not in ask.private)
+            raise ask.bad(
+                "is there already; it must be unique", ", ".join(keys), row, value or None
+            )
+    return table
+
+
+def _matches(path: str | Path) -> list[Path] | None:
+    """Returns the files of a pattern, or None for the path of one file."""
+    if not glob.has_magic(str(path)) or Path(path).exists():
+        return None
+    paths = sorted(Path(name) for name in glob.glob(str(path), recursive=True))  # noqa: PTH207
+    if not paths:
+        raise TableError(f"{path}: no file matches", path=path)
+    return paths
+
+
+def _agree(paths: Sequence[Path], schemas: Sequence[Mapping[str, Any]]) -> None:
+    for path, schema in zip(paths, schemas, strict=True):
+        if list(schema.items()) != list(schemas[0].items()):
+            one, two = (", ".join(f"{n} {t}" for n, t in s.items()) for s in (schemas[0], schema))
+            raise TableError(f"{paths[0]} has {one}, but {path} has {two}", path=path)
+
+
+def expand(pattern: str | Path) -> list[Path]:
+    """Returns the files of a pattern such as `data/*.parquet`, in order of their names.
+
+    Raises:
+        TableError: No file matches, or two files differ in the names, order or types of their
+            columns (of text files only the names and their order are compared).
+    """
+    paths = _matches(pattern)
+    if paths is None:
+        return [Path(pattern)]
+    schemas = [scan_table(path).collect_schema() for path in paths]
+    if _kind(str(paths[0]), None)[0] not in ("parquet", "ipc"):
+        schemas = [dict.fromkeys(schema, "") for schema in schemas]
+    _agree(paths, schemas)
+    return paths
+
+
+def scan_table(
+    path: str | Path,
+    schema: Mapping[str, Any] | None = None,
+    columns: Sequence[str] | None = None,
+    *,
+    format: str | None = None,  # noqa: A002
+) -> pl.LazyFrame:
+    """Returns a table as a lazy frame: the columns are checked now, the values when it runs.
+
+    Text values that do not fit then raise Polars' own error, which shows the value. Formats that
+    Polars cannot scan (packed text, json, xlsx, stdin) are read at once, as `read_table` does.
+
+    Args:
+        path: As in `read_table`.
+        schema: As in `read_table`; nulls are not looked for.
+        columns: The columns to keep; None keeps all.
+        format: As in `read_table`.
+
+    Raises:
+        TableError: A column is missing or holds another type.
+        OSError: The file cannot be read.
+    """
+    paths = _matches(path) or [Path(path)]
+    kind, packed = _kind(str(paths[0]), format)
+    if packed or str(path) == "-" or kind in ("json", "xlsx"):
+        optional = [name.rstrip("?") for name in schema or {}]
+        return read_table(path, schema, columns, format=format, nulls=optional).lazy()
+    ask = dataclasses.replace(_ask(paths[0], schema, columns, None, format), path=str(path))
+    if kind in _SEPARATOR:
+        separator = _SEPARATOR[kind]
+        lazy = pl.scan_csv(paths, separator=separator, schema_overrides=ask.types)
+    elif kind == "jsonl":
+        lazy = pl.scan_ndjson(paths, infer_schema_length=None)
+    else:
+        lazy = pl.scan_parquet(paths) if kind == "parquet" else pl.scan_ipc(paths)
+    held = lazy.collect_schema()
+    _present(ask, held.names())
+    for name, want in ask.types.items():
+        have: Any = held.get(name, want)
+        widens = have.is_numeric() and want.is_numeric() and not have.is_float() > want.is_float()
+        if have != want and not (widens or want == pl.String):
+            what = f': column "{name}" is {have}, not {_noun(want)}'
+            raise ask.error(what, column=name)
+        if have != want:
+            lazy = lazy.with_columns(pl.col(name).cast(want))
+    return lazy if columns is None else lazy.select(columns)
+
+
+def write_table(
+    table: pl.DataFrame | pl.LazyFrame,
+    path: str | Path,
+    *,
+    format: str | None = None,  # noqa: A002
+) -> None:
+    """Writes a table atomically in the format that the suffix, or `format`, names.
+
+    Args:
+        table: The table; a lazy frame is streamed into formats that Polars can stream into.
+        path: The file, packed if its suffix is gz, bz2 or zst; `-` is stdout.
+        format: The format by name, where no suffix tells it.
+    """
+    kind, packed = _kind(str(path), format)
+    name = {"tsv": "csv", "jsonl": "ndjson", "xlsx": "excel"}.get(kind, kind)
+    options = {"separator": "\t"} if kind == "tsv" else {}
+    if isinstance(table, pl.LazyFrame) and (kind in ("json", "xlsx") or str(path) == "-"):
+        table = table.collect()
+    write = getattr(table, f"{'sink' if isinstance(table, pl.LazyFrame) else 'write'}_{name}")
+    if str(path) == "-":
+        buffer = io.BytesIO()
+        write(buffer, **options)
+        sys.stdout.buffer.write(buffer.getvalue())
+    elif packed == ".zst":
+        sink = getattr(table.lazy(), f"sink_{name}")
+        write_atomic(path, lambda part: sink(part, compression="zstd", **options))
+    elif packed:
+        write_atomic(path, lambda part: _pack(part, packed, lambda to: write(to, **options)))
+    else:
+        write_atomic(path, lambda part: write(part, **options))
+
+
+def _pack(part: Path, packed: str, write: Callable[[Path], Any]) -> None:
+    """Writes a file beside the packed one, and packs it."""
+    plain = part.with_suffix(".plain")
+    try:
+        write(plain)
+        # Without a name and a time, the same table gives the same bytes.
+        opened = bz2.open if packed == ".bz2" else lambda f, _: gzip.GzipFile("", "wb", 6, f, 0)
+        with plain.open("rb") as source, part.open("wb") as file, opened(file, "wb") as pack:
+            shutil.copyfileobj(source, pack)
+    finally:
+        plain.unlink(missing_ok=True)

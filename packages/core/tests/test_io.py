@@ -1,0 +1,536 @@
+import bz2
+import gzip
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from chapbook.core.errors import Error, TableError
+from chapbook.core.io import (
+    Run,
+    append_jsonl,
+    expand,
+    lock,
+    read_table,
+    scan_table,
+    write_atomic,
+    write_table,
+)
+
+SCHEMA = {"id": pl.Int64, "text": pl.String, "label": pl.Int64}
+ROWS = [(1, "a", 0), (2, "b\nc", 1), (3, "d", 2)]
+FORMATS = ["csv", "tsv", "parquet", "ipc", "arrow", "feather", "jsonl", "ndjson", "json"]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def put(name: str, content: str | bytes) -> str:
+    Path(name).write_bytes(content.encode() if isinstance(content, str) else content)
+    return name
+
+
+def problem(path: str, *args, **options) -> str:
+    with pytest.raises(TableError) as raised:
+        read_table(path, *args, **options)
+    assert "\n" not in raised.value.message
+    return raised.value.message
+
+
+# --- tables that are right
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_table_comes_back_as_it_was_written(suffix):
+    table = pl.DataFrame(ROWS, schema=SCHEMA, orient="row")
+    write_table(table, f"t.{suffix}")
+    assert read_table(f"t.{suffix}", SCHEMA).equals(table)
+
+
+@pytest.mark.parametrize("suffix", ["csv.gz", "csv.bz2", "tsv.gz", "jsonl.gz", "json.bz2"])
+def test_a_packed_table_comes_back_and_is_the_same_bytes_each_time(suffix):
+    table = pl.DataFrame(ROWS, schema=SCHEMA, orient="row")
+    write_table(table, f"t.{suffix}")
+    first = Path(f"t.{suffix}").read_bytes()
+    write_table(table, f"t.{suffix}")
+    assert Path(f"t.{suffix}").read_bytes() == first
+    plain_suffix = suffix.rpartition(".")[0]
+    write_table(table, f"t.{plain_suffix}")
+    plain = Path(f"t.{plain_suffix}").read_bytes()
+    assert (gzip if suffix.endswith("gz") else bz2).decompress(first) == plain
+    assert read_table(f"t.{suffix}", SCHEMA).equals(table)
+    assert {str(path) for path in Path().iterdir()} == {f"t.{suffix}", f"t.{plain_suffix}"}
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "parquet", "ipc", "jsonl"])
+def test_a_lazy_table_is_streamed_to_the_same_file(suffix):
+    table = pl.DataFrame(ROWS, schema=SCHEMA, orient="row")
+    write_table(table.lazy(), f"lazy.{suffix}")
+    assert read_table(f"lazy.{suffix}", SCHEMA).equals(table)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "ipc", "jsonl", "json", "csv.gz"])
+def test_a_scan_gives_what_a_read_gives(suffix):
+    table = pl.DataFrame(ROWS, schema=SCHEMA, orient="row")
+    write_table(table, f"t.{suffix}")
+    assert scan_table(f"t.{suffix}", SCHEMA).collect().equals(table)
+    assert scan_table(f"t.{suffix}", SCHEMA, ["label"]).collect().columns == ["label"]
+
+
+def test_columns_rows_and_further_columns():
+    put("t.csv", "id,text,label,more\n1,a,0,x\n2,b,1,y\n")
+    assert read_table("t.csv", SCHEMA).columns == ["id", "text", "label", "more"]
+    assert read_table("t.csv", columns=["text", "more"]).rows() == [("a", "x"), ("b", "y")]
+    assert read_table("t.csv", rows=1).height == 1
+
+
+def test_a_further_column_whose_type_shows_late_passes_through():
+    put("t.csv", "id,more\n" + "1,2\n" * 500 + "1,x\n")
+    table = read_table("t.csv", {"id": pl.Int64})
+    assert table.schema == {"id": pl.Int64, "more": pl.String}
+    assert table["more"][500] == "x"
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_an_optional_column_may_be_missing_or_hold_nulls(suffix):
+    write_table(pl.DataFrame({"id": [1, 2]}), f"none.{suffix}")
+    assert read_table(f"none.{suffix}", {"id": pl.Int64, "weight?": pl.Float64}).width == 1
+    write_table(pl.DataFrame({"w": [1.5, None], "id": [1, 2]}), f"null.{suffix}")
+    assert read_table(f"null.{suffix}", {"w?": pl.Float64})["w"].to_list() == [1.5, None]
+    assert read_table(f"null.{suffix}", {"w": pl.Float64}, nulls=["w"]).height == 2
+
+
+def test_types_that_lose_nothing_are_converted():
+    write_table(pl.DataFrame({"a": pl.Series([1, 2], dtype=pl.Int8), "b": [1.0, 2.0]}), "t.parquet")
+    table = read_table("t.parquet", {"a": pl.Float32, "b": pl.Int64})
+    assert table.schema == {"a": pl.Float32, "b": pl.Int64}
+    put("t.jsonl", '{"when": "2024-05-31", "n": "7", "text": 5}\n')
+    schema = {"when": pl.Date, "n": pl.Int64, "text": pl.String}
+    assert read_table("t.jsonl", schema).schema == schema
+
+
+# --- tables that are wrong: text for text
+
+BAD_LABEL = [(1, "a", "0"), (2, "b\nc", "1"), (3, "d", "posi")]
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("t.csv", "t.csv:5"),
+        ("t.tsv", "t.tsv:5"),
+        ("t.csv.gz", "t.csv.gz:5"),
+        ("t.csv.bz2", "t.csv.bz2:5"),
+        ("t.jsonl", "t.jsonl:3"),
+        ("t.json", "t.json: row 2"),
+        ("t.parquet", "t.parquet: row 2"),
+        ("t.ipc", "t.ipc: row 2"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_named_with_its_place(name, place):
+    write_table(pl.DataFrame(BAD_LABEL, schema=["id", "text", "label"], orient="row"), name)
+    assert problem(name, SCHEMA) == f'{place}: label "posi" is not an integer'
+    assert problem(name, SCHEMA, private=["label"]) == f"{place}: label is not an integer"
+    with pytest.raises(TableError) as raised:
+        read_table(name, SCHEMA)
+    assert raised.value.column == "label"
+    assert str(raised.value.row) == place.split(":")[-1].removeprefix(" row ")
+    assert str(raised.value.path) == name
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_missing_column_is_answered_with_the_nearest(suffix):
+    write_table(pl.DataFrame({"id": [1], "txt": ["a"], "label": [0]}), f"t.{suffix}")
+    expected = (
+        f't.{suffix}: no column "text"; it has id, txt, label. '
+        "Did you mean txt? Pass --text-column txt"
+    )
+    assert problem(f"t.{suffix}", SCHEMA) == expected
+    assert problem(f"t.{suffix}", columns=["text"]) == expected
+    with pytest.raises(TableError, match='no column "text"'):
+        scan_table(f"t.{suffix}", SCHEMA)
+    far = f't.{suffix}: no column "zzzz"; it has id, txt, label.'
+    assert problem(f"t.{suffix}", {"zzzz": pl.Int64}) == far
+
+
+@pytest.mark.parametrize(
+    ("suffix", "place"),
+    [("csv", ":3"), ("tsv", ":3"), ("jsonl", ":2"), ("json", ": row 1"), ("parquet", ": row 1")],
+)
+def test_a_null_where_none_may_be_is_named(suffix, place):
+    write_table(pl.DataFrame({"label": [1, None, 3], "id": [1, 2, 3]}), f"t.{suffix}")
+    assert problem(f"t.{suffix}", {"label": pl.Int64}) == f"t.{suffix}{place}: label is empty"
+
+
+@pytest.mark.parametrize(
+    ("suffix", "place"), [("csv", ":4"), ("jsonl", ":3"), ("json", ": row 2"), ("ipc", ": row 2")]
+)
+def test_a_repeated_key_is_named(suffix, place):
+    write_table(pl.DataFrame({"id": [7, 8, 7], "day": ["a", "a", "b"]}), f"t.{suffix}")
+    expected = f't.{suffix}{place}: id "7" is there already; it must be unique'
+    assert problem(f"t.{suffix}", key="id") == expected
+    private = f"t.{suffix}{place}: id is there already; it must be unique"
+    assert problem(f"t.{suffix}", key="id", private=["id"]) == private
+    assert read_table(f"t.{suffix}", key=["id", "day"]).height == 3
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_an_empty_file_is_named(suffix):
+    assert problem(put(f"t.{suffix}", ""), SCHEMA) == f"t.{suffix} is empty"
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "json"])
+def test_text_that_is_not_utf8_is_named_with_its_byte(suffix):
+    text = "id,text\n1,café\n" if suffix in ("csv", "tsv") else '[{"id": 1, "text": "café"}]'
+    text = text.strip("[]") if suffix == "jsonl" else text
+    data = text.encode("latin-1")
+    put(f"t.{suffix}", data)
+    at = data.index(b"\xe9")
+    expected = f"t.{suffix}: byte {at} is not UTF-8; save it as UTF-8"
+    assert problem(f"t.{suffix}") == expected
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (["1,a", "2,b,c"], "t.csv:3: the line has 3 fields, the header has 2"),
+        (["1,a", "2"], "t.csv:3: the line has 1 fields, the header has 2"),
+        (["1,a", "", "2,b"], "t.csv:3: the line is blank"),
+        (["1,a", '2,"b', "3,c"], "t.csv:3: unexpected end of data (is a quote left open?)"),
+    ],
+)
+def test_a_ragged_line_is_named(lines, expected):
+    put("t.csv", "\n".join(["id,text", *lines]) + "\n")
+    assert problem("t.csv") == expected
+
+
+@pytest.mark.parametrize(("suffix", "cut"), [("parquet", 20), ("ipc", 20), ("parquet", 10_000)])
+def test_a_truncated_file_is_named(suffix, cut):
+    write_table(pl.DataFrame({"a": list(range(5000))}), f"t.{suffix}")
+    data = Path(f"t.{suffix}").read_bytes()
+    put(f"t.{suffix}", data[: max(8, len(data) - cut)])
+    assert problem(f"t.{suffix}").startswith(f"t.{suffix} is not a whole {suffix} file: ")
+
+
+@pytest.mark.parametrize("suffix", ["gz", "bz2", "zst"])
+def test_a_torn_packed_file_is_named(suffix):
+    data = gzip.compress(b"a\n1\n") if suffix == "gz" else bz2.compress(b"a\n1\n")
+    put(f"t.csv.{suffix}", data[:-5] if suffix != "zst" else b"\x28\xb5\x2f\xfd\x04")
+    assert problem(f"t.csv.{suffix}") == f"t.csv.{suffix} is not a whole {suffix} file"
+
+
+def test_json_that_is_broken_is_named_with_its_line():
+    put("t.jsonl", '{"a": 1}\n{"a": 2\n')
+    assert problem("t.jsonl") == "t.jsonl:2: not JSON: Expecting ',' delimiter"
+    put("t.json", '[{"a": 1},\n{"a": }]\n')
+    assert problem("t.json") == "t.json:2: not JSON: Expecting value"
+
+
+def test_numbers_that_would_change_are_refused():
+    write_table(pl.DataFrame({"n": [1.0, 2.5]}), "t.parquet")
+    assert problem("t.parquet", {"n": pl.Int64}) == "t.parquet: row 1: n 2.5 is not an integer"
+    write_table(pl.DataFrame({"n": [1, 300]}), "t.parquet")
+    expected = "t.parquet: row 1: n 300 is not an integer of type Int8"
+    assert problem("t.parquet", {"n": pl.Int8}) == expected
+    write_table(pl.DataFrame({"n": [True]}), "t.parquet")
+    expected = 't.parquet: column "n" is Boolean, not an integer'
+    assert problem("t.parquet", {"n": pl.Int64}) == expected
+    with pytest.raises(TableError) as raised:
+        scan_table("t.parquet", {"n": pl.Int64})
+    assert raised.value.message == expected
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "noun"),
+    [
+        (pl.Float64, "x", "a number"),
+        (pl.Boolean, "maybe", "true or false"),
+        (pl.Date, "soon", "a date"),
+        (pl.Datetime, "noon", "a date and time"),
+    ],
+)
+def test_each_type_has_its_noun(dtype, value, noun):
+    put("t.csv", f"id,v\n1,\n2,{value}\n")
+    assert problem("t.csv", {"v?": dtype}) == f't.csv:3: v "{value}" is not {noun}'
+
+
+def test_the_first_bad_value_is_found_in_a_long_file():
+    lines = [f"{i},{i}" for i in range(20_000)]
+    lines[13_579] = "13579,oops"
+    lines[17_000] = "17000,later"
+    put("t.csv", "id,v\n" + "\n".join(lines) + "\n")
+    assert problem("t.csv", {"v": pl.Int32}).startswith('t.csv:13581: v "oops" is not an integer')
+
+
+def test_no_error_shows_a_private_value():
+    put("t.csv", "id,label\n1,0\n2,secret\n")
+    put("u.csv", "id,label\n1,0\n2,secret,secret\n")
+    put("v.csv", 'id,label\n1,0\n2,"secret\n')
+    put("w.jsonl", '{"label": 1}\n{"label": "secret"}\n{"label": "secret"\n')
+    for name in ("t.csv", "u.csv", "v.csv", "w.jsonl"):
+        text = problem(name, {"label": pl.Int64}, private=["label"])
+        assert "secret" not in text
+
+
+def test_unknown_formats_say_which_are_known():
+    with pytest.raises(Error, match=r"t.docx: docx is no table format; known are csv, tsv"):
+        read_table("t.docx")
+    with pytest.raises(Error, match=r"parquet is packed inside"):
+        read_table("t.parquet.gz")
+    with pytest.raises(FileNotFoundError):
+        read_table("nowhere.csv")
+
+
+# --- many files
+
+
+def test_a_pattern_reads_many_files_in_order():
+    for number in (2, 1):
+        write_table(pl.DataFrame({"id": [number]}), f"part{number}.parquet")
+    assert read_table("part*.parquet", {"id": pl.Int64})["id"].to_list() == [1, 2]
+    assert scan_table("part*.parquet").collect()["id"].to_list() == [1, 2]
+    assert expand("part*.parquet") == [Path("part1.parquet"), Path("part2.parquet")]
+    assert problem("none*.csv") == "none*.csv: no file matches"
+
+
+def test_files_that_differ_are_both_named():
+    write_table(pl.DataFrame({"id": [1], "a": [1]}), "part1.parquet")
+    write_table(pl.DataFrame({"a": [1], "id": [1]}), "part2.parquet")
+    expected = "part1.parquet has id Int64, a Int64, but part2.parquet has a Int64, id Int64"
+    assert problem("part*.parquet") == expected
+    with pytest.raises(TableError, match=r"part1\.parquet has id Int64"):
+        expand("part*.parquet")
+
+
+def test_a_key_must_be_unique_over_all_files():
+    for number in (1, 2):
+        write_table(pl.DataFrame({"id": [7]}), f"part{number}.parquet")
+    expected = 'part*.parquet: row 1: id "7" is there already; it must be unique'
+    assert problem("part*.parquet", key="id") == expected
+
+
+# --- standard streams
+
+
+def test_stdin_and_stdout_carry_tables(monkeypatch, capfdbinary):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"id\n4\n")))
+    table = read_table("-", {"id": pl.Int64}, format="csv")
+    write_table(table.with_columns(twice=pl.col("id") * 2), "-", format="jsonl")
+    sys.stdout.flush()
+    assert capfdbinary.readouterr().out == b'{"id":4,"twice":8}\n'
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"id\nx\n")))
+    assert problem("-", {"id": pl.Int64}, format="csv") == '-:2: id "x" is not an integer'
+
+
+# --- writes
+
+
+def test_a_killed_write_leaves_the_old_file():
+    put("t.csv", "old")
+    code = """
+        import os, signal
+        from chapbook.core import io
+        def content(part):
+            part.write_text("new")
+            os.kill(os.getpid(), signal.SIGKILL)
+        io.write_atomic("t.csv", content)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)])
+    assert done.returncode == -signal.SIGKILL
+    assert Path("t.csv").read_text() == "old"
+
+
+def test_a_failed_write_leaves_nothing_behind():
+    put("t.csv", "old")
+
+    def content(part: Path) -> None:
+        part.write_text("new")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write_atomic("t.csv", content)
+    assert [*map(str, Path().iterdir())] == ["t.csv"]
+    assert Path("t.csv").read_text() == "old"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "ipc"])
+def test_a_full_disk_is_an_error_that_names_the_path(suffix):
+    with pytest.raises(OSError, match="No space left on device") as raised:
+        write_atomic("/dev/full", lambda part: write_to(part, suffix))
+    assert raised.value.filename == "/dev/full"
+
+
+def write_to(part: Path, suffix: str) -> None:
+    getattr(pl.DataFrame({"a": [1]}), f"write_{suffix}")(part)
+
+
+def test_a_file_that_grows_too_large_leaves_the_old_one_and_no_part():
+    put("t.parquet", "old")
+    code = """
+        import resource, polars as pl
+        from chapbook.core.io import write_table
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+        write_table(pl.DataFrame({"a": range(100_000)}), "t.parquet")
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True)
+    assert b"File too large: 't.parquet'" in done.stderr
+    assert [*map(str, Path().iterdir())] == ["t.parquet"]
+    assert Path("t.parquet").read_text() == "old"
+
+
+def test_writing_into_no_folder_names_the_path():
+    with pytest.raises(FileNotFoundError) as raised:
+        write_atomic("no/t.csv", b"x")
+    assert raised.value.filename == "no/t.csv"
+
+
+def test_what_is_no_file_is_written_to_and_links_are_followed():
+    write_atomic("/dev/null", b"x")
+    assert not Path("/dev/null").is_file()
+    put("real.txt", "old")
+    Path("link.txt").symlink_to("real.txt")
+    write_atomic("link.txt", b"new")
+    assert Path("link.txt").is_symlink()
+    assert Path("real.txt").read_text() == "new"
+
+
+def test_a_torn_last_line_is_removed_before_the_next():
+    for torn in ("", '{"a": 1}\n', '{"a": 1}\n{"a": 2', '{"a"'):
+        put("m.jsonl", torn)
+        append_jsonl("m.jsonl", {"a": 3})
+        whole = torn[: torn.rfind("\n") + 1]
+        assert Path("m.jsonl").read_text() == whole + '{"a": 3}\n'
+
+
+# --- runs
+
+
+def test_a_run_keeps_its_config_metrics_events_and_results():
+    with Run("run", {"rate": 0.1, "path": Path("x")}) as run:
+        assert not run.resumed
+        run.describe(device="cpu")
+        run.log({"step": 1, "loss": 2})
+        run.log({"step": 2, "valid/loss": 0.5})
+        run.event("skip", step=2)
+        run.results({"best": 1})
+    config = json.loads(Path("run/config.json").read_text())
+    assert config["options"] == {"rate": 0.1, "path": "x"}
+    assert config["device"] == "cpu"
+    assert {"versions", "python", "git", "command", "started"} <= set(config)
+    table = pl.read_parquet("run/metrics.parquet")
+    assert table.rows() == [(1, 2, None), (2, None, 0.5)]
+    assert json.loads(Path("run/events.jsonl").read_text())["kind"] == "skip"
+    assert json.loads(Path("run/results.json").read_text()) == {"best": 1}
+    assert not Path("run/lock").exists()
+
+
+def test_a_run_goes_on_and_can_be_cut_back():
+    with Run("run", {"rate": 0.1, "steps": 2}) as run:
+        for step in (1, 2, 3):
+            run.log({"step": step})
+            run.event("tick", step=step)
+        run.event("start")
+    with Path("run/metrics.jsonl").open("a") as file:
+        file.write('{"step": 4')
+    with Run("run", {"rate": 0.1, "steps": 9}, may_change=("steps",)) as run:
+        assert run.resumed
+        assert [row["step"] for row in run.rows()] == [1, 2, 3]
+        run.cut(1)
+        assert run.rows() == [{"step": 1}]
+    assert len(Path("run/events.jsonl").read_text().splitlines()) == 2
+    assert pl.read_parquet("run/metrics.parquet")["step"].to_list() == [1]
+    assert json.loads(Path("run/config.json").read_text())["options"]["steps"] == 9
+
+
+def test_another_config_is_refused_and_fresh_starts_over():
+    with Run("run", {"learning_rate": 0.001}) as run:
+        run.log({"step": 1})
+    expected = (
+        "run folder holds a run with learning_rate=0.001, you gave 0.01; "
+        "use --fresh or another --run"
+    )
+    with pytest.raises(Error) as raised, Run("run", {"learning_rate": 0.01}):
+        pass
+    assert raised.value.message == expected
+    with Run("run", {"learning_rate": 0.01}, fresh=True) as run:
+        assert (run.resumed, run.rows()) == (False, [])
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_folder_that_is_no_run_is_left_alone(fresh):
+    Path("run").mkdir()
+    put("run/thesis.txt", "years of work")
+    run = Run("run", {}, fresh=fresh)
+    with pytest.raises(Error, match="run is not empty and holds no run"), run:
+        pass
+    assert [path.name for path in Path("run").iterdir()] == ["thesis.txt"]
+
+
+def test_one_process_at_a_time_has_a_run():
+    expected = f"run is in use by pid {os.getpid()} since"
+    with Run("run", {}), pytest.raises(Error, match=expected), Run("run", {}):
+        pass
+    with Run("run", {}):
+        reader = Run("run", {}, writer=False)
+        with reader as run:
+            assert run.resumed
+            run.log({"step": 1})
+    assert not Path("run/metrics.jsonl").exists()
+
+
+def test_the_lock_of_a_killed_process_is_taken_over_by_one_of_many():
+    code = """
+        import os, signal
+        from chapbook.core.io import Run
+        run = Run("run", {}).__enter__()
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)])
+    assert Path("run/lock").exists()
+    code = """
+        import time
+        from pathlib import Path
+        from chapbook.core.errors import Error
+        from chapbook.core.io import lock
+        while not Path("go").exists():
+            time.sleep(0.001)
+        try:
+            with lock(Path("run/lock"), "run"):
+                time.sleep(1)
+                print("mine", flush=True)
+        except Error:
+            pass
+    """
+    many = [
+        subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE)
+        for _ in range(3)
+    ]
+    put("go", "")
+    assert b"".join(one.communicate()[0] for one in many) == b"mine\n"
+
+
+def test_a_pid_that_was_given_to_a_new_process_holds_no_lock():
+    held = {"pid": os.getpid(), "host": os.uname().nodename, "born": "1", "since": "12:03"}
+    put("lock", json.dumps(held))
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("needs /proc")
+    with lock(Path("lock"), "run"):
+        assert json.loads(Path("lock").read_text())["born"] != "1"
+
+
+def test_a_lock_from_another_machine_is_respected():
+    put("lock", json.dumps({"pid": 1, "host": "elsewhere", "born": "1", "since": "12:03"}))
+    with pytest.raises(Error) as raised, lock(Path("lock"), "run"):
+        pass
+    assert raised.value.message == "run is in use by pid 1 since 12:03"
+    assert raised.value.hint == "if that process is gone from elsewhere, delete lock"
