@@ -157,12 +157,16 @@ def specs(
     Raises:
         Error: A name has no rule, or a size is not divisible by its mesh axes.
     """
-    flat, structure = jax.tree_util.tree_flatten_with_path(names, is_leaf=_is_names)
+    flat, structure = jax.tree_util.tree_flatten_with_path(
+        names, is_leaf=lambda node: node is None or _is_names(node)
+    )
     arrays = [None] * len(flat) if shapes is None else structure.flatten_up_to(shapes)
     root = names if shapes is None else shapes
     return structure.unflatten(
         [
-            _spec(_path(root, keys), leaf, rules, dict(mesh.shape), array, replicate_below)
+            leaf
+            if leaf is None
+            else _spec(_path(root, keys), leaf, rules, dict(mesh.shape), array, replicate_below)
             for (keys, leaf), array in zip(flat, arrays, strict=True)
         ]
     )
