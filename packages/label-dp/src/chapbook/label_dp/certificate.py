@@ -10,14 +10,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from chapbook.core.errors import Error
 from chapbook.core.io import write_atomic
 
 METADATA_KEY = "chapbook.label_dp.certificate"
 FORMAT = "chapbook label-dp certificate 1"
-ADJACENCY = "one label replaced"
 SEEDED = "seeded: not private"
 
 
@@ -54,7 +51,7 @@ class Certificate:
         seeded: Whether the noise came from a seed; then nothing is private.
         schema: Column name to type of the input, without its values.
         verification: How the ratio was checked, with the result.
-        epsilon_histogram: Epsilon per record to number of records, where records differ.
+        epsilon_histogram: Records by their epsilon (to 3 digits), where records differ.
         group: Column, largest group and epsilon of one record, where groups share a budget.
         warnings: What an owner should know about the use of these labels.
         details: Anything else a mechanism states about itself, as JSON values.
@@ -154,7 +151,9 @@ class Certificate:
             "format": FORMAT,
             "guarantee": SEEDED if self.seeded else f"pure {self.epsilon:g}-LabelDP",
             "delta": 0,
-            "adjacency": ADJACENCY,
+            "adjacency": f"all labels of one {self.group['column']} replaced"
+            if self.group
+            else "one label replaced",
             "entropy": "seeded generator" if self.seeded else "operating system, by ChaCha20",
             **asdict(self),
             "schema_hash": _hash(dict(self.schema)),
@@ -176,21 +175,6 @@ def total_epsilon(spends: Sequence[Spend]) -> float:
     return max(
         (math.fsum([*everywhere, *part]) for part in parts.values()), default=math.fsum(everywhere)
     )
-
-
-def epsilon_histogram(epsilons: np.ndarray) -> dict[str, int]:
-    """Returns how many records have each epsilon; 20 ranges where there are more values."""
-    values, counts = np.unique(epsilons, return_counts=True)
-    if len(values) <= 20:
-        return {f"{v:g}": int(c) for v, c in zip(values, counts, strict=True)}
-    finite = epsilons[np.isfinite(epsilons)]
-    counts, edges = np.histogram(finite, bins=20)
-    named = {
-        f"{low:.4g} to {high:.4g}": int(count)
-        for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)
-    }
-    infinite = len(epsilons) - len(finite)
-    return {**named, "inf": infinite} if infinite else named
 
 
 def versions() -> dict[str, str]:

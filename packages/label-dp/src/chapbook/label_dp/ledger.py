@@ -215,8 +215,9 @@ class PrivacyLedger:
             zcdp = max(zcdp, float((rho + own**2 / 2).max()))
         if overlap and not compose:
             raise Error(
-                f"{self.path or 'ledger'}: {overlap} of {len(hashes)} records were randomised before"
-                f" and have spent up to epsilon {before:g}; this run would bring them to {most:g}",
+                f"{self.path or 'ledger'}: {overlap} of {len(hashes)} records were randomised"
+                f" before and have spent up to epsilon {before:g}; this run would bring them to"
+                f" {most:g}",
                 "pass --compose to add up, or leave these records out",
             )
         if self.path is None:

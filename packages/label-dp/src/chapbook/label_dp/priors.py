@@ -1,4 +1,4 @@
-"""Priors: what may be believed of a label before it is seen, from public knowledge or a noisy count.
+"""Priors: what may be believed of a label before it is seen.
 
 A prior may be any function of public data, free of charge; only the histograms here look at labels,
 and they say what that costs. A poor prior costs accuracy, never privacy.
@@ -83,7 +83,9 @@ def fit_clusters(
         shift, deviation = features.mean(axis=0), features.std(axis=0)
         scale = np.where(deviation > 0, deviation, 1.0)
     method = KMeans if len(features) <= _LLOYD_RECORDS else MiniBatchKMeans
-    means = method(n_clusters=clusters, n_init=3, random_state=seed).fit((features - shift) / scale)
+    means = method(n_clusters=clusters, n_init="auto", random_state=seed).fit(
+        (features - shift) / scale
+    )
     return Clusters(np.asarray(means.cluster_centers_, np.float64), shift, scale)
 
 
@@ -109,7 +111,7 @@ def check_features(
 
 
 def noise_deviation(epsilon: float) -> float:
-    """Returns the standard deviation of a histogram's noise: `sqrt(2 q) / (1 - q)`, q = e^(-eps/2)."""
+    """Returns `sqrt(2 q) / (1 - q)`, q = e^(-eps/2): the deviation of a histogram's noise."""
     q = math.exp(-epsilon / 2)
     return math.sqrt(2 * q) / (1 - q) if q < 1 else math.inf
 

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from jaxtyping import UInt64
 
 
-def record_hashes(columns: pl.DataFrame, key: bytes) -> UInt64[np.ndarray, "rows"]:
+def record_hashes(columns: pl.DataFrame, key: bytes) -> UInt64[np.ndarray, " rows"]:
     """Hashes each row of a frame to 64 bits under a key of 32 bytes.
 
     `h = AES(... AES(AES(block_1) xor block_2) ... xor block_columns)`, the CBC-MAC of one block of
@@ -93,7 +93,7 @@ class RecordHashes:
         hashes[:] = hashes[order]
         return hashes, epsilons
 
-    def repeated(self) -> UInt64[np.ndarray, "repeated"]:
+    def repeated(self) -> UInt64[np.ndarray, " repeated"]:
         """Returns the hashes that occur more than once."""
         hashes = self.sorted()[0]
         return np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
@@ -128,7 +128,7 @@ class _Column:
             self._parts.append(values)
         else:
             with self._path.open("ab") as file:
-                file.write(values)
+                file.write(values.data)
 
     def array(self) -> np.ndarray:
         if self._array is None:
