@@ -258,15 +258,19 @@ def _differences(
         there, here = saved[path], leaf
         if _is_key(leaf) or path in keys:
             kind = jax.random.key(0, impl=keys[path]).dtype if path in keys else there.dtype
-            if kind != getattr(leaf, "dtype", type(leaf)):
-                problems.append(f"{path} is {kind}, not {getattr(leaf, 'dtype', type(leaf))}")
+            if kind != _type(leaf):
+                problems.append(f"{path} is {kind}, not {_type(leaf)}")
                 continue
             here = jax.eval_shape(jax.random.key_data, leaf)
         if tuple(there.shape) != np.shape(here):
             problems.append(f"{path} is {tuple(there.shape)}, not {np.shape(here)}")
         elif not cast and not _same_type(np.dtype(there.dtype), here):
-            problems.append(f"{path} is {there.dtype}, not {here.dtype} (cast=True converts)")
+            problems.append(f"{path} is {there.dtype}, not {_type(here)} (cast=True converts)")
     return problems
+
+
+def _type(leaf: Any) -> Any:
+    return leaf.dtype if hasattr(leaf, "dtype") else type(leaf).__name__
 
 
 def _same_type(there: np.dtype, here: Any) -> bool:
