@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import polars as pl
@@ -502,21 +503,23 @@ def test_the_lock_of_a_killed_process_is_taken_over_by_one_of_many():
         from pathlib import Path
         from chapbook.core.errors import Error
         from chapbook.core.io import lock
-        while not Path("go").exists():
-            time.sleep(0.001)
         try:
             with lock(Path("run/lock"), "run"):
-                time.sleep(1)
-                print("mine", flush=True)
+                print("mine")
+                while not Path("end").exists():
+                    time.sleep(0.01)
         except Error:
-            pass
+            print("theirs")
     """
     many = [
         subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE)
         for _ in range(3)
     ]
-    put("go", "")
-    assert b"".join(one.communicate()[0] for one in many) == b"mine\n"
+    while sum(one.poll() is None for one in many) > 1:
+        time.sleep(0.01)
+    put("end", "")
+    said = sorted(one.communicate()[0] for one in many)
+    assert said == [b"mine\n", b"theirs\n", b"theirs\n"]
 
 
 def test_a_pid_that_was_given_to_a_new_process_holds_no_lock():

@@ -46,6 +46,8 @@ def configure(
         *outer, last = name.strip().split(".")
         for key in outer:
             table = table.setdefault(key, {})
+            if not isinstance(table, dict):
+                raise Error(f"{text}: {key} is given a value too")
         table[last] = _value(value.strip())
     return _build(cls, base, changes, "")
 

@@ -1,0 +1,85 @@
+import ast
+import importlib.util
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import chapbook.core
+from chapbook.core.errors import MissingExtra
+
+HEAVY = {"jax", "jaxlib", "equinox", "optax", "orbax", "tensorstore", "safetensors", "matplotlib"}
+SOURCE = Path(chapbook.core.__file__)
+
+
+def modules_after(code: str) -> set[str]:
+    script = textwrap.dedent(code) + "\nimport json, sys; print(json.dumps(list(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_the_light_modules_and_help_leave_jax_alone():
+    loaded = modules_after("""
+        import chapbook.core, chapbook.core.cli, chapbook.core.io
+        import chapbook.core.datasets, chapbook.core.config
+        app = chapbook.core.cli.app("toy", "A toy.", version="1")
+        @app.command()
+        def train(data: chapbook.core.cli.TableIn): ...
+        try:
+            chapbook.core.cli.main(app)(["train", "--help"])
+        except SystemExit as end:
+            assert end.code == 0
+    """)
+    assert "chapbook.core.io" in loaded
+    assert not loaded & HEAVY
+
+
+def test_the_package_itself_loads_nothing():
+    assert not modules_after("import chapbook.core") & {*HEAVY, "polars", "numpy", "typer", "rich"}
+
+
+def test_every_public_name_has_a_home_and_is_seen_by_type_checkers():
+    (block,) = [
+        node
+        for node in ast.parse(SOURCE.read_text()).body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    ]
+    typed = {a.name for node in block.body if isinstance(node, ast.ImportFrom) for a in node.names}
+    always = {"Error", "MissingExtra", "TableError"}
+    lazy = set(chapbook.core._HOME) | set(chapbook.core._MODULES)
+    assert typed | always == set(chapbook.core.__all__) == lazy | always
+    assert set(chapbook.core.__all__) <= set(dir(chapbook.core))
+
+
+def test_public_names_come_on_first_use():
+    for name in chapbook.core.__all__:
+        home = chapbook.core._HOME.get(name, "io")
+        if importlib.util.find_spec("jax") or home in ("io", "config"):
+            assert getattr(chapbook.core, name) is getattr(chapbook.core, name)
+    with pytest.raises(AttributeError, match="has no attribute .nothing."):
+        _ = chapbook.core.nothing
+
+
+def test_a_missing_extra_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax", None)
+    monkeypatch.delitem(sys.modules, "chapbook.core.meshes", raising=False)
+    monkeypatch.delattr(chapbook.core, "meshes", raising=False)
+    monkeypatch.delitem(vars(chapbook.core), "mesh", raising=False)
+    expected = "chapbook.core.mesh needs JAX; install it with: pip install 'chapbook-core[jax]'"
+    with pytest.raises(MissingExtra) as raised:
+        _ = chapbook.core.mesh
+    assert raised.value.message == expected
+    assert isinstance(raised.value, ImportError)
+
+
+def test_the_doctor_tells_what_it_sees():
+    done = subprocess.run(
+        [sys.executable, "-m", "chapbook.core", "doctor"], capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert f"chapbook-core {chapbook.core.__version__}\n" in done.stdout
+    assert "data folder" in done.stdout
+    assert "jax" in done.stdout
