@@ -7,7 +7,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from chapbook.label_dp.additive import ExponentialMechanism as ExponentialMechanism
+    from chapbook.label_dp.additive import LaplaceMechanism as LaplaceMechanism
+    from chapbook.label_dp.additive import StaircaseMechanism as StaircaseMechanism
+    from chapbook.label_dp.audit import Audit as Audit
+    from chapbook.label_dp.audit import audit_epsilon as audit_epsilon
+    from chapbook.label_dp.bins import Loss as Loss
+    from chapbook.label_dp.bins import PrivateValues as PrivateValues
+    from chapbook.label_dp.bins import RROnBins as RROnBins
+    from chapbook.label_dp.bins import histogram_prior as histogram_prior
     from chapbook.label_dp.entropy import Entropy as Entropy
+    from chapbook.label_dp.estimation import Estimate as Estimate
+    from chapbook.label_dp.estimation import PlanRow as PlanRow
+    from chapbook.label_dp.estimation import debiased_accuracy as debiased_accuracy
+    from chapbook.label_dp.estimation import debiased_confusion as debiased_confusion
+    from chapbook.label_dp.estimation import debiased_counts as debiased_counts
+    from chapbook.label_dp.estimation import epsilon_for_accuracy as epsilon_for_accuracy
+    from chapbook.label_dp.estimation import plan as plan
     from chapbook.label_dp.randomized_response import PrivateLabels as PrivateLabels
     from chapbook.label_dp.randomized_response import RandomizedResponse as RandomizedResponse
     from chapbook.label_dp.randomized_response import RRTopK as RRTopK
@@ -15,16 +31,25 @@ if TYPE_CHECKING:
     from chapbook.label_dp.verify import Proof as Proof
     from chapbook.label_dp.verify import prove as prove
 
-# Public name -> the module of this package that holds it; None for the modules themselves.
-_HOMES = {
-    "Entropy": "entropy",
-    "PrivateLabels": "randomized_response",
-    "Proof": "verify",
-    "RRTopK": "randomized_response",
-    "RRWithPrior": "randomized_response",
-    "RandomizedResponse": "randomized_response",
-    "prove": "verify",
+# The public names by the module that holds them.
+_MODULES = {
+    "additive": ("ExponentialMechanism", "LaplaceMechanism", "StaircaseMechanism"),
+    "audit": ("Audit", "audit_epsilon"),
+    "bins": ("Loss", "PrivateValues", "RROnBins", "histogram_prior"),
+    "entropy": ("Entropy",),
+    "estimation": (
+        "Estimate",
+        "PlanRow",
+        "debiased_accuracy",
+        "debiased_confusion",
+        "debiased_counts",
+        "epsilon_for_accuracy",
+        "plan",
+    ),
+    "randomized_response": ("PrivateLabels", "RRTopK", "RRWithPrior", "RandomizedResponse"),
+    "verify": ("Proof", "prove"),
 }
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = list(_HOMES)
 
@@ -32,9 +57,7 @@ __all__ = list(_HOMES)
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = _HOMES[name]
-    module = import_module(f"{__name__}.{home or name}")
-    value = getattr(module, name) if home else module
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
 

@@ -43,6 +43,7 @@ def check_epsilon(epsilon: float) -> float:
     return epsilon
 
 
+@lru_cache(maxsize=1 << 16)
 def exp_lower_bound(exponent: float | Fraction) -> Fraction:
     """Returns a rational number L with `0 <= e^x - L <= 2^-150 e^x`, for 0 <= x <= 64.
 
@@ -74,11 +75,6 @@ def exp_lower_bound(exponent: float | Fraction) -> Fraction:
     return Fraction(total, one)
 
 
-@lru_cache(maxsize=1 << 16)
-def _exp_lower_bound(epsilon: float) -> tuple[int, int]:
-    return exp_lower_bound(epsilon).as_integer_ratio()
-
-
 @lru_cache(maxsize=1 << 18)
 def response_weights(epsilon: float, k: int) -> Weights:
     """Returns the integer weights of an eps-DP randomised response among `k` classes.
@@ -101,6 +97,6 @@ def response_weights(epsilon: float, k: int) -> Weights:
     total = k * uniform
     if epsilon == math.inf:
         return Weights(total, total, 0, uniform)
-    numerator, denominator = _exp_lower_bound(epsilon)
+    numerator, denominator = exp_lower_bound(epsilon).as_integer_ratio()
     other = -(-total * denominator // (numerator + (k - 1) * denominator))
     return Weights(total, total - (k - 1) * other, other, uniform)

@@ -17,13 +17,15 @@ from chapbook.label_dp.support import (
     optimal_support,
     top_support,
 )
-from chapbook.label_dp.verify import Proof, prove
+from chapbook.label_dp.verify import Proof, prove, prove_answers
 
 # Blocks of this many probabilities, and of this many records, stay in a core's own cache.
 _BLOCK_CELLS = 1 << 17
 _BLOCK_ROWS = 1 << 13
 # Up to this many classes it pays to hold a block classes by rows: reductions run over whole rows.
 _FEW_CLASSES = 48
+# Up to this many classes `verify` writes out the whole matrix, whose size is their square.
+_WHOLE_MATRIX = 1 << 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +148,7 @@ class RandomizedResponse(_Mechanism):
 
     def verify(self) -> Proof:
         """Proves in exact arithmetic that no answer's probabilities differ by more than e^eps."""
-        return prove(*self.integer_matrix(), self.largest_epsilon)
+        return _prove(self.largest_epsilon, np.ones(self.num_classes, bool))
 
     def expected_accuracy(self) -> Float[np.ndarray, " rows"]:
         """Returns `Pr[answer = true label]` for each epsilon, whatever the labels are."""
@@ -234,7 +236,7 @@ class _PriorMechanism(_Mechanism):
 
     def verify(self, prior_row: Float[np.ndarray, " classes"]) -> Proof:
         """Proves in exact arithmetic that no answer's probabilities differ by more than e^eps."""
-        return prove(*self.integer_matrix(prior_row), self.largest_epsilon)
+        return _prove(self.largest_epsilon, self._one_support(prior_row))
 
     def expected_accuracy(
         self, prior: Float[np.ndarray, "rows classes"]
@@ -456,6 +458,18 @@ def _integer_matrix(epsilon: float, members: np.ndarray) -> tuple[np.ndarray, in
     own = np.flatnonzero(members)
     matrix[own, own] = weights.keep
     return matrix, weights.total
+
+
+def _prove(epsilon: float, members: np.ndarray) -> Proof:
+    k = int(members.sum())
+    if len(members) <= _WHOLE_MATRIX:
+        return prove(*_integer_matrix(epsilon, members), epsilon)
+    # Every answer has the same three kinds of inputs: itself, another of the k, none of the k.
+    total, keep, other, uniform = response_weights(epsilon, k)
+    kinds = [keep] + [other] * (k > 1) + [uniform] * (k < len(members))
+    distributions = keep + (k - 1) * other == total == k * uniform
+    largest, smallest = np.full(k, max(kinds)), np.full(k, min(kinds))
+    return prove_answers(largest, smallest, distributions, epsilon)
 
 
 def check_labels(labels: np.ndarray, num_classes: int) -> Int[np.ndarray, " rows"]:

@@ -112,7 +112,7 @@ def optimal_support(
         before = count
         np.maximum(prior, threshold, out=scratch)
         excess = _sum(scratch, axis) - classes * t * lower
-        step = (excess - (1 - t) * lower) / ((1 - t) + t * count)
+        step = (excess - (1 - t) * lower) / ((1 - t) + t * np.maximum(count, 1))
         lower += np.maximum(step, 0)
     empty = np.flatnonzero(count == 0)
     if empty.size:

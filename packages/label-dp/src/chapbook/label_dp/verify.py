@@ -42,15 +42,39 @@ def prove(matrix: Int[np.ndarray, "inputs answers"], total: int, epsilon: float)
     Raises:
         Error: If the weights are not integers.
     """
-    if not np.issubdtype(matrix.dtype, np.integer) and matrix.dtype != object:
-        raise Error(f"exact proofs need integer weights, not {matrix.dtype}")
-    rows_sum = all(sum(map(int, row)) == total for row in matrix)
-    largest, smallest = matrix.max(axis=0), matrix.min(axis=0)
-    extremes = {(int(a), int(b)) for a, b in zip(largest, smallest, strict=True) if a > 0}
-    answers = int(np.count_nonzero(largest))
+    if matrix.dtype != np.int64:
+        raise Error(f"exact proofs need weights in 64-bit integers, not {matrix.dtype}")
+    return prove_answers(
+        matrix.max(axis=0), matrix.min(axis=0), set(_row_sums(matrix)) == {total}, epsilon
+    )
+
+
+def prove_answers(
+    largest: Int[np.ndarray, " answers"],
+    smallest: Int[np.ndarray, " answers"],
+    distributions: bool,
+    epsilon: float,
+) -> Proof:
+    """Checks the ratio of the largest and the smallest weight of every answer, in exact arithmetic.
+
+    Args:
+        largest: The largest weight of each answer over all inputs.
+        smallest: The smallest weight of each answer over all inputs.
+        distributions: Whether the weights of each input are known to have one and the same sum.
+        epsilon: The privacy budget, 0 to infinity.
+    """
+    possible = largest > 0
+    extremes = np.unique(np.stack([largest, smallest])[:, possible], axis=1).T
     bound = None if epsilon == math.inf else exp_lower_bound(epsilon)
-    valid = rows_sum and int(matrix.min(initial=0)) >= 0
-    if any(low == 0 for _, low in extremes):
+    valid = distributions and bool((smallest >= 0).all())
+    answers = int(np.count_nonzero(possible))
+    if (extremes <= 0).any():
         return Proof(epsilon, answers, None, bound, valid and bound is None)
-    ratio = max((Fraction(high, low) for high, low in extremes), default=Fraction(1))
+    ratio = max(Fraction(int(high), int(low)) for high, low in extremes)
     return Proof(epsilon, answers, ratio, bound, valid and (bound is None or ratio <= bound))
+
+
+def _row_sums(matrix: np.ndarray) -> list[int]:
+    """Returns the exact sums of rows, which 64 bits need not hold: halves of a word are summed."""
+    high, low = (matrix >> 32).sum(axis=1), (matrix & 0xFFFFFFFF).sum(axis=1)
+    return [(int(h) << 32) + int(w) for h, w in zip(high, low, strict=True)]
