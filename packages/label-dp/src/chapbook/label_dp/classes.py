@@ -9,6 +9,7 @@ import polars as pl
 from jaxtyping import Int
 
 from chapbook.core.errors import Error
+from chapbook.label_dp.stream import Source
 
 MISSING, UNKNOWN = -1, -2
 
@@ -108,3 +109,16 @@ def read_classes(path: str | Path) -> list[str]:
     if not names:
         raise Error(f"{path}: the file holds no classes")
     return names
+
+
+def observed_classes(path: str | Path, label: str) -> list[str]:
+    """Returns the distinct labels of a table, sorted: this shows which ones occur.
+
+    Raises:
+        Error: The table has no such column.
+    """
+    source = Source.file(path, label)
+    source.require(label)
+    column = pl.col(label).cast(pl.String)
+    found = source.lazy.select(column.filter(column != "").unique().sort())
+    return found.collect(engine="streaming").to_series().to_list()

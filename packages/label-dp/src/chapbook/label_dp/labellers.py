@@ -152,7 +152,7 @@ class ClassLabeller:
 
     def unknown(self) -> str:
         """Says what is wrong with a label that is `UNKNOWN`."""
-        return f"is none of the {len(self.classes.names)} declared classes"
+        return f"the label is none of the {len(self.classes.names)} declared classes"
 
     def draw(
         self, labels: np.ndarray, prior: np.ndarray | None, epsilon: np.ndarray, entropy: Entropy

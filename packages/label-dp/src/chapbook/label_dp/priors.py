@@ -70,8 +70,6 @@ def fit_clusters(
     Raises:
         Error: Features are not finite, or there are fewer records than clusters.
     """
-    from sklearn.cluster import KMeans, MiniBatchKMeans
-
     features = check_features(features)
     if not 1 <= clusters <= len(features):
         raise Error(
@@ -82,6 +80,10 @@ def fit_clusters(
     if standardize:
         shift, deviation = features.mean(axis=0), features.std(axis=0)
         scale = np.where(deviation > 0, deviation, 1.0)
+    if clusters == 1:
+        return Clusters(((features - shift) / scale).mean(axis=0, keepdims=True), shift, scale)
+    from sklearn.cluster import KMeans, MiniBatchKMeans  # takes a second; only clusters need it
+
     method = KMeans if len(features) <= _LLOYD_RECORDS else MiniBatchKMeans
     means = method(n_clusters=clusters, n_init="auto", random_state=seed).fit(
         (features - shift) / scale

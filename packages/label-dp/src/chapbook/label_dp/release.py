@@ -55,6 +55,7 @@ class Request:
         missing: Whether a missing label is refused, or its record dropped (which shows that it was
             missing).
         seed: For repeatable noise, which is not private.
+        warnings: What the certificate should say besides.
 
     Raises:
         Error: Epsilon is missing, negative or not a number, or the label is used as public.
@@ -69,6 +70,7 @@ class Request:
     id_columns: tuple[str, ...] = ()
     missing: Literal["refuse", "drop"] = "refuse"
     seed: int | None = None
+    warnings: tuple[str, ...] = ()
 
     def __post_init__(self):
         if (self.epsilon is None) == (self.epsilon_column is None):
@@ -178,7 +180,7 @@ class Release:
         self._workers = workers or os.cpu_count() or 1
         self._entropy = Entropy(request.seed)
         self._block_rows = max(1, min(_BLOCK_ROWS, _BLOCK_CELLS // request.labeller.num_answers))
-        self._warnings: list[str] = []
+        self._warnings: list[str] = list(request.warnings)
         self._answered, self._surveyed = 0, None
         self._uses: set[tuple[float, int]] = set()
         self._epsilons: Counter[str] = Counter()
@@ -240,6 +242,11 @@ class Release:
         if total is None:
             total = math.fsum([drawn, self._prior_epsilon]) * group
         dropped = self.rows - self._answered
+        leaks = (
+            ["records without a label were left out: which these were is not protected"]
+            if dropped
+            else []
+        )
         details = {
             "rows": self._answered,
             **({"rows dropped for a missing label": dropped} if dropped else {}),
@@ -258,7 +265,7 @@ class Release:
             verification=labeller.verify(self._uses),
             epsilon_histogram=dict(sorted(self._epsilons.items(), key=lambda kv: float(kv[0]))),
             group=shared if request.group_column is not None else {},
-            warnings=tuple(self._warnings),
+            warnings=(*self._warnings, *leaks),
             details=details,
         )
 
@@ -317,7 +324,7 @@ class Release:
                     first + row, self._request.label, self._request.labeller.unknown()
                 )
             hint = "--missing drop leaves such records out, --missing class makes it a class"
-            raise self._source.fault(first + row, self._request.label, "is missing", hint)
+            raise self._source.fault(first + row, self._request.label, "the label is missing", hint)
         return labels, present
 
     def _record_epsilons(self, frame: pl.DataFrame, first: int) -> np.ndarray:
@@ -336,7 +343,7 @@ class Release:
         if not (values >= 0).all():
             left = f" after {self._prior_epsilon:g} for the prior" if self._prior_epsilon else ""
             row = int(np.argmin(values >= 0))
-            raise self._source.fault(first + row, name, f"must be 0 or more{left}")
+            raise self._source.fault(first + row, name, f"epsilon must be 0 or more{left}")
         return values
 
     # ---------------------------------------------------------------------------- surveying
@@ -423,7 +430,7 @@ class Release:
         raise self._source.fault(
             rows[1],
             ", ".join(ids),
-            f"names the same record as row {rows[0] + self._source.first_row}{differ}; its label"
+            f"this row is the same record as row {rows[0] + self._source.first_row}{differ}; its label"
             " would be drawn twice",
             "keep one row of each record",
         )

@@ -92,7 +92,11 @@ class Source:
         number = row + self.first_row
         place = f"{self.name}:{number}" if self.first_row else f"{self.name}, row {number}"
         return TableError(
-            f"{place}: {column} {what}", path=self.path, column=column, row=number, hint=hint
+            f"{place}: column {column}: {what}",
+            path=self.path,
+            column=column,
+            row=number,
+            hint=hint,
         )
 
     def blocks(self, rows: int, columns: Iterable[str] | None = None) -> Iterator[pl.DataFrame]:
