@@ -46,9 +46,10 @@ RULES: Rules = {
     "layers": None,
 }
 
-# The rules in force belong to what a jitted function was traced with, so they live in JAX's own
-# kind of context variable: with a plain one, other rules would meet the old compiled function.
-_rules_in_force = jax.make_user_context(None)
+# The mesh and rules in force belong to what a jitted function was traced with, so they live in
+# JAX's own kind of context variable: with a plain one, other rules would meet the old compiled
+# function.
+_in_force = jax.make_user_context((None, tuple(RULES.items())))
 _log = logging.getLogger(__name__)
 
 
@@ -281,7 +282,7 @@ def use(mesh: Mesh, rules: Rules = RULES) -> Iterator[Mesh]:
     frozen = tuple(
         (k, v if v is None or isinstance(v, str) else tuple(v)) for k, v in rules.items()
     )
-    with jax.set_mesh(mesh), _rules_in_force(frozen):
+    with jax.set_mesh(mesh), _in_force((mesh, frozen)):
         yield mesh
 
 
@@ -314,17 +315,20 @@ def constrain(x: Shaped[Array, "..."], *names: str | None) -> Shaped[Array, "...
     extra = x.ndim - len(names)
     if extra < 0:
         raise Error(f"more names than dimensions: {', '.join(map(str, names))} (shape {x.shape})")
-    rules = dict(_rules_in_force.value or RULES)
+    placed, rules = _in_force.value
     traced = isinstance(x, Tracer)
     free = PartitionSpec.UNCONSTRAINED if traced else None
     parts: list[Any] = [free] * extra
-    for size, part in zip(x.shape[extra:], _assign("constrain", names, rules, sizes), strict=True):
+    assigned = _assign("constrain", names, dict(rules), sizes)
+    for size, part in zip(x.shape[extra:], assigned, strict=True):
         divides = size % math.prod(sizes[axis] for axis in part) == 0
         parts.append(_entry(part) if divides else free)
     spec = PartitionSpec(*parts)
-    if traced:
-        return jax.lax.with_sharding_constraint(x, spec)
-    return jax.device_put(x, spec)
+    if not traced:
+        return jax.device_put(x, spec)
+    # vmap in eager mode needs the devices; shard_map needs its own view of the mesh.
+    concrete = placed is not None and placed.abstract_mesh == mesh
+    return jax.lax.with_sharding_constraint(x, NamedSharding(placed, spec) if concrete else spec)
 
 
 def create(

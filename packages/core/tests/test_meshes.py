@@ -1,0 +1,288 @@
+"""Meshes from text, simulated devices, and several processes."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from chapbook.core.errors import Error
+from chapbook.core.meshes import init, local_batch, mesh, replicated, simulate
+
+
+@pytest.fixture
+def visible(monkeypatch):
+    """Makes `mesh` believe in a number of devices, for errors that come before it uses them."""
+    return lambda count: monkeypatch.setattr(jax, "devices", lambda: [object()] * count)
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "message"),
+    [
+        (
+            "data=4,model=2",
+            6,
+            "mesh data=4,model=2 needs 8 devices, 6 are visible; "
+            "try data=3,model=2, or simulate 8 with --devices 8",
+        ),
+        (
+            "data=2",
+            1,
+            "mesh data=2 needs 2 devices, 1 is visible; try data=1, or simulate 2 with --devices 2",
+        ),
+        (
+            "data=1",
+            4,
+            "mesh data=1 needs 1 device, 4 are visible; try data=4, or simulate 1 with --devices 1",
+        ),
+        (
+            "data=2,model=4",
+            6,
+            "mesh data=2,model=4 needs 8 devices, 6 are visible; "
+            "try data=6,model=1, or simulate 8 with --devices 8",
+        ),
+        (
+            "data=-1,model=4",
+            6,
+            "mesh data=-1,model=4 needs a multiple of 4 devices, 6 are visible; "
+            "try data=6,model=1, or simulate 8 with --devices 8",
+        ),
+        (
+            "data=2x2,model=4",
+            8,
+            "mesh data=2x2,model=4 needs 16 devices, 8 are visible; "
+            "try data=2,model=4, or simulate 16 with --devices 16",
+        ),
+    ],
+)
+def test_a_mesh_that_does_not_fit_says_which_would(visible, text, count, message):
+    visible(count)
+    with pytest.raises(Error) as caught:
+        mesh(text)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("data", 'mesh data: "data" is not understood'),
+        ("data=4;model=2", 'mesh data=4;model=2: "data=4;model=2" is not understood'),
+        ("Data=4", 'mesh Data=4: "Data=4" is not understood'),
+        ("4=data", 'mesh 4=data: "4=data" is not understood'),
+        ("data=2x-1", 'mesh data=2x-1: "data=2x-1" is not understood'),
+        ("data=-2", 'mesh data=-2: "data=-2" is not understood'),
+        ("data=4,", 'mesh data=4,: "" is not understood'),
+        ("data=2,data=2", "mesh data=2,data=2: data stands there twice"),
+        ("data=-1,model=-1", "mesh data=-1,model=-1: -1 stands there more than once"),
+        ("data=0", "mesh data=0: data has size 0"),
+        ("data=0x4", "mesh data=0x4: data has size 0"),
+    ],
+)
+def test_a_text_that_is_no_mesh_shows_the_grammar_in_one_line(visible, text, problem):
+    visible(4)
+    with pytest.raises(Error) as caught:
+        mesh(text)
+    assert str(caught.value).startswith(problem + "; write name=size pairs")
+    assert "\n" not in str(caught.value)
+
+
+@given(st.text(alphabet="data=mode,l-1248x ", max_size=14))
+def test_any_text_gives_a_mesh_of_all_devices_or_a_one_line_error(text):
+    try:
+        made = mesh(text)
+    except Error as error:
+        assert "\n" not in str(error)
+    else:
+        assert made.size == jax.device_count()
+
+
+def test_given_devices_must_all_be_used():
+    with pytest.raises(Error, match=r"^mesh data=2 needs 2 devices, 1 is given; try data=1$"):
+        mesh("data=2", jax.devices()[:1])
+
+
+@pytest.mark.devices(8)
+def test_text_gives_the_axes_in_its_order_with_automatic_axes():
+    for text in ("", "auto", " data = -1 "):
+        assert dict(mesh(text).shape) == {"data": 8}
+    made = mesh("data=-1,fsdp=2,model=2")
+    assert made.axis_names == ("data", "fsdp", "model")
+    assert made.devices.shape == (2, 2, 2)
+    assert made.axis_types == (AxisType.Auto,) * 3
+    assert mesh("data=8", explicit=True).axis_types == (AxisType.Explicit,)
+    ids = np.vectorize(lambda device: device.id)(made.devices)
+    assert (ids == np.arange(8).reshape(2, 2, 2)).all()  # the last axis is the fastest
+    assert dict(mesh("data=2,model=2", jax.devices()[:4]).shape) == {"data": 2, "model": 2}
+
+
+@pytest.mark.devices(8)
+def test_a_hybrid_mesh_wants_as_many_hosts_as_it_says():
+    assert dict(mesh("data=1x4,model=2").shape) == {"data": 4, "model": 2}
+    with pytest.raises(Error) as caught:
+        mesh("data=2x2,model=2")
+    assert str(caught.value) == (
+        "mesh data=2x2,model=2 spans 2 slices or hosts with 4 devices in each, "
+        "the devices lie as 8; try data=4,model=2"
+    )
+
+
+@pytest.mark.devices(8)
+def test_helpers_place_whole_copies_and_count_local_rows():
+    made = mesh("data=4,model=2")
+    x = jax.device_put(jnp.arange(3.0), replicated(made))
+    assert len(x.addressable_shards) == 8
+    assert all(shard.data.shape == (3,) for shard in x.addressable_shards)
+    assert local_batch(16, made) == 16
+    assert local_batch(16, made, ("data", "model")) == 16
+    assert local_batch(16, made, "elsewhere") == 16
+    with pytest.raises(Error, match="a batch of 10 does not divide over"):
+        local_batch(10, made)
+
+
+@pytest.mark.devices(8)
+def test_simulate_again_is_refused_only_for_another_count():
+    assert jax.device_count() == 8
+    simulate(8)
+    with pytest.raises(Error, match=r"cannot simulate 4 devices: JAX has started with 8 cpu"):
+        simulate(4)
+    with pytest.raises(Error, match="give 1 or more"):
+        simulate(0)
+
+
+@pytest.mark.devices(8)
+def test_200_sharded_steps_survive_with_one_in_flight():
+    # Measured: without the block, XLA aborts at its 40 s rendezvous limit on 2 cores, with
+    # asynchronous dispatch on and off alike.
+    assert jax.config.read("jax_cpu_enable_async_dispatch") is False
+    made = mesh("data=4,model=2")
+    across = NamedSharding(made, PartitionSpec("data", "model"))
+    turned = NamedSharding(made, PartitionSpec("model", "data"))
+
+    @jax.jit
+    def step(w):
+        product = jax.lax.with_sharding_constraint(w @ w.T, turned)
+        return jax.lax.with_sharding_constraint(product / jnp.abs(product).sum(), across)
+
+    w = jax.device_put(jnp.eye(64), across)
+    for _ in range(200):
+        w = step(w).block_until_ready()
+    np.testing.assert_allclose(w, np.eye(64) / 64, rtol=1e-6)
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """Clears what a launcher around the tests may have set, and records calls to JAX."""
+    for name in list(os.environ):
+        if name.startswith(("JAX_", "SLURM_", "OMPI_", "KUBERNETES_")):
+            monkeypatch.delenv(name)
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **_: calls.append(args))
+    monkeypatch.setattr("chapbook.core.meshes.backends_are_initialized", lambda: False)
+    monkeypatch.setattr("chapbook.core.meshes._await_port", lambda *_: None)
+    return calls
+
+
+def slurm(monkeypatch, tasks):
+    settings = {"JOB_ID": 7, "STEP_NODELIST": "node[3-4]", "NTASKS": tasks, "PROCID": 0}
+    for name, value in (settings | {"LOCALID": 0}).items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+
+
+def test_init_of_a_lone_process_does_nothing(alone, monkeypatch):
+    init()
+    init(processes=1)
+    slurm(monkeypatch, tasks=1)
+    init()
+    assert alone == []
+
+
+def test_init_takes_arguments_then_the_environment_then_the_launcher(alone, monkeypatch):
+    slurm(monkeypatch, tasks=2)
+    monkeypatch.setenv("JAX_COORDINATOR_PORT", "1234")
+    init()
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "3")
+    monkeypatch.setenv("JAX_PROCESS_ID", "1")
+    init()
+    init("elsewhere:5", process=2)
+    assert alone == [("node3:1234", 2, 0), ("node3:1234", 3, 1), ("elsewhere:5", 3, 2)]
+
+
+def test_init_names_what_it_does_not_know(alone, monkeypatch):
+    with pytest.raises(Error, match="not all of coordinator=None, processes=2, process=None are"):
+        init(processes=2)
+    with pytest.raises(Error, match="coordinator=host:1, processes=2, process=2 do not fit"):
+        init("host:1", 2, 2)
+    with pytest.raises(Error, match="coordinator=host, processes=2, process=1 do not fit"):
+        init("host", 2, 1)
+    with pytest.raises(Error, match="no launcher mpi5py was found"):
+        init(launcher="mpi5py")
+    monkeypatch.setenv("JAX_PROCESS_ID", "one")
+    with pytest.raises(Error, match="JAX_PROCESS_ID=one is not a whole number"):
+        init()
+
+
+def test_init_after_a_computation_is_refused():
+    jnp.zeros(1).block_until_ready()
+    with pytest.raises(Error, match=r"^call chapbook.core.init\(\) before any JAX computation$"):
+        init("localhost:1234", 2, 0)
+
+
+def free_port():
+    with socket.socket() as held:
+        held.bind(("localhost", 0))
+        return held.getsockname()[1]
+
+
+def test_an_unreachable_coordinator_is_one_line_after_the_timeout(monkeypatch):
+    monkeypatch.setattr("chapbook.core.meshes.backends_are_initialized", lambda: False)
+    address = f"localhost:{free_port()}"
+    started = time.monotonic()
+    with pytest.raises(Error) as caught:
+        init(address, 2, 1, timeout=0.5)
+    assert time.monotonic() - started >= 0.5
+    assert str(caught.value).startswith(
+        f"no meeting at {address} within 0.5 s (coordinator={address}, processes=2, process=1): "
+    )
+    assert "\n" not in str(caught.value)
+
+
+def test_two_processes_make_one_mesh_and_reduce_over_it():
+    code = """if True:
+        import jax, jax.numpy as jnp, numpy as np
+        from chapbook.core.meshes import init, local_batch, mesh, simulate
+        from jax.sharding import NamedSharding, PartitionSpec as P
+        simulate(4)
+        init()
+        init()  # a second call does nothing
+        made = mesh("data=2x2,model=2")
+        hosts = np.vectorize(lambda device: device.process_index)(made.devices)
+        assert (hosts[:2] == 0).all() and (hosts[2:] == 1).all(), hosts
+        assert local_batch(8, made) == 4
+        rows = np.arange(4.0) + 4 * jax.process_index()
+        x = jax.make_array_from_process_local_data(NamedSharding(made, P("data")), rows)
+        print(jax.device_count(), dict(made.shape), float(jnp.sum(x)))
+        """
+    task = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    task["JAX_COORDINATOR_PORT"] = str(free_port())
+    jobs = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            env={**os.environ, **task, "SLURM_PROCID": index, "SLURM_LOCALID": index},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in "01"
+    ]
+    for job in jobs:
+        text, _ = job.communicate(timeout=100)
+        assert job.returncode == 0, text
+        assert "8 {'data': 4, 'model': 2} 28.0" in text.splitlines()

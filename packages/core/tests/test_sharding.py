@@ -1,0 +1,352 @@
+"""Logical names, rules, and what they do to parameters, activations and optimizer state."""
+
+import functools
+import logging
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import Array
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, SingleDeviceSharding
+from jax.sharding import PartitionSpec as P
+
+from chapbook.core.errors import Error
+from chapbook.core.meshes import mesh
+from chapbook.core.sharding import (
+    RULES,
+    axes,
+    constrain,
+    create,
+    describe,
+    like,
+    names,
+    shardings,
+    specs,
+    use,
+)
+
+
+class FFN(eqx.Module):
+    up: Array = axes("embed", "mlp")
+    down: Array = axes("mlp", "embed")
+    bias: Array
+    act: Callable
+
+    def __init__(self, embed, mlp, key):
+        up, down = jax.random.split(key)
+        self.up = jax.random.normal(up, (embed, mlp)) / embed**0.5
+        self.down = jax.random.normal(down, (mlp, embed)) / mlp**0.5
+        self.bias = jnp.zeros(mlp)
+        self.act = jax.nn.gelu
+
+    def __call__(self, x):
+        x = constrain(x, "batch", "embed")
+        hidden = constrain(self.act(x @ self.up + self.bias), "batch", "mlp")
+        return constrain(hidden @ self.down, "batch", "embed")
+
+
+def plan(text):
+    """Returns a mesh of no devices at all."""
+    sizes = {name: int(size) for name, size in (pair.split("=") for pair in text.split(","))}
+    kinds = (AxisType.Auto,) * len(sizes)
+    return AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=kinds)
+
+
+def shapes(make, *arguments):
+    return eqx.filter_eval_shape(make, *arguments, jax.random.key(0))
+
+
+def shape(*sizes, dtype=jnp.float32):
+    return jax.ShapeDtypeStruct(sizes, dtype)
+
+
+@pytest.mark.parametrize(
+    ("found", "rules", "text", "wanted"),
+    [
+        (("embed", "mlp"), {}, "data=2,fsdp=2,model=2", P("fsdp", "model")),
+        (("embed", "mlp"), {}, "data=8", P(None, None)),
+        (("embed", "mlp"), {}, "model=8", P(None, "model")),
+        (("batch", "seq", "embed"), {}, "data=4,fsdp=2", P(("data", "fsdp"), None, None)),
+        (("batch", "seq", "embed"), {}, "data=8", P("data", None, None)),
+        (("embed", "batch"), {}, "data=4,fsdp=2", P("fsdp", "data")),
+        (("heads", "mlp"), {}, "model=2", P("model", None)),
+        (("layers", "embed", None), {}, "fsdp=2", P(None, "fsdp", None)),
+        (("expert", "embed", "mlp"), {}, "expert=2,model=4", P("expert", None, "model")),
+        (("embed", "mlp"), {"embed": None, "mlp": ["model", "data"]}, "data=2,model=4",
+         P(None, ("model", "data"))),
+    ],
+)  # fmt: skip
+def test_rules_turn_names_into_specs(found, rules, text, wanted):
+    assert specs({"w": found}, {**RULES, **rules}, plan(text)) == {"w": wanted}
+
+
+def test_a_name_without_a_rule_is_an_error_not_a_copy():
+    with pytest.raises(Error) as caught:
+        specs({"w": ("embed", "features")}, RULES, plan("data=8"))
+    assert str(caught.value).startswith('w: no rule for "features"; the rules name batch, seq,')
+    assert '{**RULES, "features": ...}' in caught.value.hint
+
+
+def test_names_are_metadata_and_never_leaves():
+    model = shapes(FFN, 8, 16)
+    arrays = jax.tree.leaves(eqx.filter(model, lambda x: isinstance(x, jax.ShapeDtypeStruct)))
+    assert [leaf.shape for leaf in arrays] == [(8, 16), (16, 8), (16,)]
+    found = names(model)
+    assert (found.up, found.down, found.bias) == (("embed", "mlp"), ("mlp", "embed"), ())
+
+
+def test_names_align_to_the_right_and_a_stack_gains_layers():
+    stack = shapes(lambda key: eqx.filter_vmap(lambda k: FFN(8, 16, k))(jax.random.split(key, 3)))
+    assert names(stack).up == ("layers", "embed", "mlp")
+
+    class Conv(eqx.Module):
+        kernel: jax.ShapeDtypeStruct = axes("embed", "mlp")
+
+    with pytest.raises(Error) as caught:
+        names(Conv(shape(3, 3, 8, 16)))
+    assert str(caught.value) == (
+        "Conv.kernel: 2 dimensions without a name: embed, mlp (shape (3, 3, 8, 16))"
+    )
+    with pytest.raises(Error) as caught:
+        names({"conv": Conv(shape(16))})
+    assert str(caught.value) == (
+        "conv.kernel: more names than dimensions: embed, mlp (shape (16,))"
+    )
+
+
+def test_every_unnamed_matrix_stands_in_one_error():
+    foreign = {
+        "a": shape(4, 4),
+        "vector": shape(4),
+        "scalar": shape(),
+        "table": shape(4, 4, dtype=jnp.int32),
+        "deep": [shape(2, 4, 4, dtype=jnp.bfloat16)],
+    }
+    with pytest.raises(Error) as caught:
+        shardings(foreign, plan("data=8"))
+    assert str(caught.value) == ("no names for the dimensions of a (4, 4), deep.0 (2, 4, 4)")
+
+
+def test_without_strictness_they_are_replicated_and_logged(caplog):
+    with caplog.at_level(logging.WARNING, "chapbook.core.sharding"):
+        planned = shardings({"a": shape(4, 4)}, plan("fsdp=8"), strict=False)
+    assert planned["a"].spec == P()
+    assert caplog.messages == ["replicated for want of names: a (4, 4) (64 bytes)"]
+
+
+def test_a_size_that_does_not_divide_names_the_parameter():
+    with pytest.raises(Error) as caught:
+        shardings(shapes(FFN, 512, 1000), plan("model=3"))
+    assert str(caught.value) == ("FFN.up: mlp=1000 is not divisible by model=3 (shape (512, 1000))")
+    with pytest.raises(Error, match=r"^w: batch=4 is not divisible by data=2,fsdp=4 \(shape"):
+        specs({"w": ("batch",)}, RULES, plan("data=2,fsdp=4"), {"w": shape(4)})
+
+
+def test_small_parameters_can_stay_whole_over_fsdp():
+    model = {"small": shape(8, 8), "large": shape(256, 256)}
+    named = [("*", ("embed", "mlp"))]
+    made = plan("fsdp=2,model=2")
+    planned = shardings(model, made, patterns=named, replicate_below=2**16)
+    assert planned["small"].spec == P(None, "model")
+    assert planned["large"].spec == P("fsdp", "model")
+    assert shardings(model, made, patterns=named)["small"].spec == P("fsdp", "model")
+
+
+LINEAR = [("layers.*.weight", ("mlp", "embed")), ("*.bias", ("mlp",))]
+
+
+def test_patterns_name_foreign_modules_and_must_match():
+    model = shapes(lambda key: eqx.nn.MLP(8, 16, 32, 2, key=key))
+    planned = shardings(model, plan("fsdp=2,model=2"), patterns=LINEAR)
+    assert planned.layers[0].weight.spec == P("model", "fsdp")
+    assert planned.layers[2].bias.spec == P("model")
+    assert planned.activation is None
+    with pytest.raises(Error, match=r"^the pattern layer.weight matches none of MLP.layers.0.w"):
+        shardings(model, plan("fsdp=2"), patterns=[*LINEAR, ("layer.weight", ("mlp",))])
+
+
+def test_constrain_is_the_identity_outside_a_mesh():
+    x = jnp.ones((3, 5))
+    assert constrain(x, "batch", "embed") is x
+    assert "sharding" not in str(jax.make_jaxpr(lambda x: constrain(x, "batch", "embed"))(x))
+
+
+@pytest.mark.devices(8)
+def test_constrain_works_in_eager_mode_jit_and_vmap():
+    x = jnp.ones((8, 4, 16))
+    with use(mesh("data=4,model=2")) as made:
+        wanted = NamedSharding(made, P("data", None, "model"))
+        inner = NamedSharding(made, P(None, "data", "model"))
+
+        def pin(x):
+            return constrain(x, "batch", "seq", "mlp")
+
+        def mapped(x):
+            return jax.vmap(lambda x: constrain(x, "batch", "mlp"))(x)
+
+        for function in (pin, jax.jit(pin)):
+            assert function(x).sharding.is_equivalent_to(wanted, 3)
+        for function in (mapped, jax.jit(mapped)):
+            assert function(x).sharding.is_equivalent_to(inner, 3)
+        with pytest.raises(Error, match=r"more names than dimensions: batch, mlp \(shape \(8,\)\)"):
+            constrain(jnp.ones(8), "batch", "mlp")
+
+
+@pytest.mark.devices(8)
+def test_constrain_drops_what_does_not_divide():
+    with use(mesh("data=4,model=2")) as made:
+        wanted = NamedSharding(made, P(None, "model"))
+        for function in (constrain, jax.jit(constrain, static_argnums=(1, 2))):
+            x = function(jnp.ones((6, 4)), "batch", "mlp")
+            assert x.sharding.is_equivalent_to(wanted, 2)
+
+
+@pytest.mark.devices(8)
+def test_other_rules_are_not_met_by_the_old_compiled_function():
+    made = mesh("data=4,model=2")
+    pin = jax.jit(lambda x: constrain(x, "batch", "mlp"))
+    with use(made):
+        assert pin(jnp.ones((8, 8))).sharding.spec == P("data", "model")
+    with use(made, {"batch": "model", "mlp": "data"}):
+        assert pin(jnp.ones((8, 8))).sharding.spec == P("model", "data")
+
+
+@pytest.mark.devices(8)
+def test_constrain_leaves_out_axes_that_shard_map_has_made_manual():
+    with use(mesh("data=4,model=2")):
+        inside = jax.shard_map(
+            lambda x: constrain(x * 2, "batch", "mlp"),
+            in_specs=P("data"),
+            out_specs=P("data"),
+            axis_names={"data"},
+        )
+        np.testing.assert_array_equal(jax.jit(inside)(jnp.ones((8, 4))), 2)
+
+
+MESHES = ["data=8", "fsdp=8", "data=4,model=2", "fsdp=2,model=4", "data=2,fsdp=2,model=2"]
+
+
+def loss(model, x):
+    return jnp.mean(model(x) ** 2)
+
+
+def make(key):
+    return FFN(16, 32, key)
+
+
+@functools.cache
+def plain_gradients():
+    """Returns the loss and gradients on one device."""
+    x = jnp.linspace(-1, 1, 128).reshape(8, 16)
+    return eqx.filter_jit(eqx.filter_value_and_grad(loss))(make(jax.random.key(0)), x)
+
+
+def assert_near(sharded, plain):
+    for a, b in zip(jax.tree.leaves(sharded), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def sharded_gradients(made):
+    x = jnp.linspace(-1, 1, 128).reshape(8, 16)
+    model = create(make, jax.random.key(0), made)
+    with use(made):
+        return model, eqx.filter_jit(eqx.filter_value_and_grad(loss))(model, x)
+
+
+@pytest.mark.devices(8)
+@pytest.mark.parametrize("text", MESHES)
+def test_eight_devices_give_what_one_gives(text):
+    made = mesh(text)
+    model, found = sharded_gradients(made)
+    assert_near(found, plain_gradients())
+    held = model.up.size // made.shape.get("fsdp", 1) // made.shape.get("model", 1)
+    assert [shard.data.size for shard in model.up.addressable_shards] == [held] * 8
+    assert model.act is jax.nn.gelu
+
+
+@settings(max_examples=3, deadline=None, derandomize=True)
+@given(st.lists(st.sampled_from(["data", "fsdp", "model", "expert"]), min_size=1, unique=True))
+def test_a_mesh_of_axes_of_size_one_changes_nothing(axis_names):
+    text = ",".join(f"{name}=1" for name in axis_names)
+    _, found = sharded_gradients(mesh(text, jax.devices()[:1]))
+    assert_near(found, plain_gradients())
+
+
+@pytest.mark.devices(8)
+def test_a_foreign_module_with_patterns_gives_what_one_device_gives():
+    made = mesh("data=2,fsdp=2,model=2")
+    x = jax.random.normal(jax.random.key(1), (16, 8))
+
+    def mlp(key):
+        return eqx.nn.MLP(8, 16, 32, 2, key=key)
+
+    def run(model, x):
+        return jax.vmap(model)(x)
+
+    model = create(mlp, jax.random.key(0), made, patterns=LINEAR)
+    assert model.layers[1].weight.sharding.spec == P("model", "fsdp")
+    spread = jax.device_put(x, NamedSharding(made, P("data")))
+    plain = run(mlp(jax.random.key(0)), x)
+    np.testing.assert_allclose(eqx.filter_jit(run)(model, spread), plain, rtol=1e-5, atol=1e-6)
+
+
+def decay():
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.inject_hyperparams(optax.adamw)(1e-3, weight_decay=0.1),
+    )
+
+
+def matrices(params):
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
+OPTIMIZERS = {
+    "adam": lambda: optax.adam(1e-3),
+    "momentum": lambda: optax.sgd(1e-3, momentum=0.9),
+    "decay": decay,
+    "masked": lambda: optax.masked(optax.adam(1e-3), matrices),
+    "adafactor": lambda: optax.adafactor(1e-3, min_dim_size_to_factor=8),
+}
+
+
+@pytest.mark.devices(8)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizer_state_lies_as_its_parameters_do(name):
+    made = mesh("fsdp=4,model=2")
+    model = create(make, jax.random.key(0), made)
+    params = eqx.filter(model, eqx.is_inexact_array)
+    optimizer = OPTIMIZERS[name]()
+    # The shardings of the whole model do: leaves that are not trained are left out.
+    planned = like(optimizer, params, shardings(model, made))
+    state = jax.jit(optimizer.init, out_shardings=planned)(params)
+    large = [leaf for leaf in jax.tree.leaves(state) if leaf.shape == (16, 32)]
+    assert all(leaf.sharding.spec == P("fsdp", "model") for leaf in large)
+    assert len(large) == {"adam": 2, "momentum": 1, "decay": 2, "masked": 2, "adafactor": 0}[name]
+    small = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim < 2]
+    assert all(leaf.sharding.is_fully_replicated for leaf in small)
+
+
+@pytest.mark.devices(8)
+def test_without_like_jit_puts_the_moments_on_one_device():
+    made = mesh("fsdp=4,model=2")
+    params = eqx.filter(create(make, jax.random.key(0), made), eqx.is_array)
+    state = jax.jit(optax.adam(1e-3).init)(params)
+    # If this fails, JAX has mended the trap that `like` is for.
+    assert isinstance(state[0].mu.up.sharding, SingleDeviceSharding)
+
+
+def test_describe_counts_bytes_without_any_device():
+    model = shapes(FFN, 8, 16)
+    frame = describe(model, shardings(model, plan("fsdp=2,model=4")))
+    assert frame.rows() == [
+        ("FFN.up", "(8, 16)", "float32", "P('fsdp', 'model')", 512, 64),
+        ("FFN.down", "(16, 8)", "float32", "P('model', 'fsdp')", 512, 64),
+        ("FFN.bias", "(16,)", "float32", "P()", 64, 64),
+    ]
