@@ -327,8 +327,9 @@ def constrain(x: Shaped[Array, "..."], *names: str | None) -> Shaped[Array, "...
     if not traced:
         return jax.device_put(x, spec)
     # vmap in eager mode needs the devices; shard_map needs its own view of the mesh.
-    concrete = placed is not None and placed.abstract_mesh == mesh
-    return jax.lax.with_sharding_constraint(x, NamedSharding(placed, spec) if concrete else spec)
+    if placed is not None and placed.abstract_mesh == mesh:
+        return jax.lax.with_sharding_constraint(x, NamedSharding(placed, spec))
+    return jax.lax.with_sharding_constraint(x, spec)
 
 
 def create(
