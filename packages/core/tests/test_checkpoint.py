@@ -1,5 +1,4 @@
 import logging
-import os
 import shutil
 import socket
 import subprocess
@@ -46,7 +45,7 @@ def assert_same(left, right):
         assert type(a) is type(b)
         if isinstance(a, jax.Array | np.ndarray | np.generic):
             assert a.dtype == b.dtype
-            if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            if isinstance(a, jax.Array) and jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
                 a, b = jax.random.key_data(a), jax.random.key_data(b)
             np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
         else:
@@ -426,13 +425,11 @@ def test_two_processes_save_what_one_process_restores(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    environment = {**os.environ, "CHAPBOOK_TEST_DEVICES": ""}
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", PROCESS, str(tmp_path), address, str(i)],
             stderr=subprocess.PIPE,
             text=True,
-            env=environment,
         )
         for i in range(2)
     ]
@@ -443,7 +440,6 @@ def test_two_processes_save_what_one_process_restores(tmp_path):
         like = {"row": jnp.zeros(16, jnp.int32), "step": 0}
         state, extra = checkpoints.restore(like)
     alone = Batches(arrays(row=np.arange(64, dtype=np.int32)), 16, seed=9)
-    for _ in range(6):
-        batch = next(alone)
-    np.testing.assert_array_equal(state["row"], batch["row"])
+    batches = [next(alone) for _ in range(6)]
+    np.testing.assert_array_equal(state["row"], batches[-1]["row"])
     assert (state["step"], extra) == (6, alone.get_state())

@@ -93,14 +93,14 @@ class Checkpoints:
         """
         if self._read_only:
             raise Error(f"{self.folder}: opened with read_only=True, so step {step} is not saved")
-        record = {"extra": dict(extra or {}), "keys": {}}
-        arrays = {}
+        extra = dict(extra or {})
+        json.dumps(extra)  # raises here, where the caller sees it, not in the writing thread
+        arrays, keys = {}, {}
         for path, leaf in _leaves(state).items():
             if _is_key(leaf):
-                record["keys"][path] = str(jax.random.key_impl(leaf))
+                keys[path] = str(jax.random.key_impl(leaf))
                 leaf = jax.random.key_data(leaf)
             arrays[path] = leaf if isinstance(leaf, jax.Array) else np.array(leaf)
-        json.dumps(record)  # raises here, where the caller sees it, not in the writing thread
         latest = self.latest()
         if latest is not None and step <= latest:
             return False
@@ -109,7 +109,8 @@ class Checkpoints:
         return self._manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.PyTreeSave(arrays), extra=ocp.args.JsonSave(record)
+                state=ocp.args.PyTreeSave(arrays, custom_metadata={"keys": keys}),
+                extra=ocp.args.JsonSave(extra),
             ),
             force=force,
         )
@@ -152,28 +153,27 @@ class Checkpoints:
         saved = self._manager.item_metadata(step).state
         if saved is None:
             raise ValueError("its description of the arrays is missing")
-        only = ocp.args.Composite(extra=ocp.args.JsonRestore())
-        record = self._manager.restore(step, args=only)["extra"]
+        keys = (saved.custom_metadata or {}).get("keys", {})
         wanted = _leaves(like)
-        problems = _differences(wanted, like, saved.tree, record["keys"], cast)
+        problems = _differences(wanted, like, saved.tree, keys, cast)
         if problems:
             more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
             listed = "; ".join(problems[:_SHOWN])
             raise Error(f"{self.folder}: step {step} does not fit: {listed}{more}")
-        found = {}
+        items: dict[str, Any] = {"extra": ocp.args.JsonRestore()}
         if wanted:
-            args = ocp.args.PyTreeRestore(
+            items["state"] = ocp.args.PyTreeRestore(
                 item=dict.fromkeys(wanted, 0),
                 restore_args={path: _how(leaf, cast) for path, leaf in wanted.items()},
                 partial_restore=True,
             )
-            found = self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
+        found = self._manager.restore(step, args=ocp.args.Composite(**items))
         flat, structure = jax.tree_util.tree_flatten_with_path(like)
         leaves = [
-            _as(leaf, found[name], record["keys"].get(name)) if name in wanted else _empty(leaf)
+            _as(leaf, found["state"][name], keys.get(name)) if name in wanted else _empty(leaf)
             for name, leaf in ((_name(path), leaf) for path, leaf in flat)
         ]
-        return jax.tree.unflatten(structure, leaves), record["extra"]
+        return jax.tree.unflatten(structure, leaves), found["extra"]
 
     def _set_aside(self) -> None:
         """Renames the steps that could not be read: they no longer count, yet nothing is lost."""
