@@ -189,6 +189,13 @@ def test_an_empty_file_is_named(suffix):
     assert problem(put(f"t.{suffix}", ""), SCHEMA) == f"t.{suffix} is empty"
 
 
+def test_a_file_of_blank_lines_or_noise_is_named():
+    assert problem(put("t.csv", "\n\n\n")).startswith("t.csv")
+    assert problem(put("t.csv", b"\xef\xbb\xbf")).startswith("t.csv cannot be read as csv")
+    assert problem(put("t.jsonl", "\n\n")).startswith("t.jsonl")
+    assert problem(put("t.parquet", "PAR1")).startswith("t.parquet is not a whole parquet file")
+
+
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "json"])
 def test_text_that_is_not_utf8_is_named_with_its_byte(suffix):
     text = "id,text\n1,café\n" if suffix in ("csv", "tsv") else '[{"id": 1, "text": "café"}]'

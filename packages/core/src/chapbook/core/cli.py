@@ -44,8 +44,7 @@ TableIn = Annotated[
     ),
 ]
 TableOut = Annotated[
-    Path,
-    typer.Option("--output", metavar="TABLE", help="The file to write; - is stdout."),
+    Path, typer.Option("--output", metavar="TABLE", help="The file to write; - is stdout.")
 ]
 RunDir = Annotated[
     Path, typer.Option("--run", metavar="FOLDER", help="The run's folder; made or continued.")
@@ -163,10 +162,9 @@ def progress(
 ) -> Iterable[Item]:
     """Yields the items, with a bar on stderr unless it is no terminal or `quiet` is set."""
     console = rich.console.Console(stderr=True)
-    hidden = quiet or not console.is_terminal
-    return rich.progress.track(
-        items, label, total=total, console=console, transient=True, disable=hidden
-    )
+    if quiet or not console.is_terminal:
+        return items
+    return rich.progress.track(items, label, total=total, console=console, transient=True)
 
 
 def main(made: typer.Typer) -> Callable[..., NoReturn]:

@@ -9,6 +9,8 @@ Notable choices:
   by a killed one is taken over.
 """
 
+# ruff: noqa: A002 (format is the word that users know)
+
 import bz2
 import contextlib
 import csv
@@ -36,6 +38,9 @@ from typing import Any
 import polars as pl
 
 from chapbook.core.errors import Error, TableError
+
+Schema = Mapping[str, Any]  # Polars types by column
+Names = Sequence[str]
 
 try:
     import fcntl
@@ -363,7 +368,7 @@ class _Table:
     required: Sequence[str] = ()
     columns: list[str] | None = None
     rows: int | None = None
-    private: Sequence[str] = ()
+    private: Names = ()
 
     @property
     def source(self) -> Any:
@@ -414,14 +419,14 @@ class _Table:
 
 def read_table(
     path: str | Path,
-    schema: Mapping[str, Any] | None = None,
-    columns: Sequence[str] | None = None,
+    schema: Schema | None = None,
+    columns: Names | None = None,
     key: str | Sequence[str] = (),
     rows: int | None = None,
     *,
-    format: str | None = None,  # noqa: A002
-    nulls: Sequence[str] = (),
-    private: Sequence[str] = (),
+    format: str | None = None,
+    nulls: Names = (),
+    private: Names = (),
 ) -> pl.DataFrame:
     """Reads a table and holds it to a schema, strictly: nothing becomes null unasked.
 
@@ -459,9 +464,8 @@ def read_table(
         raise Error(f"{path}: this needs {problem.name}", f"pip install {problem.name}") from None
     except _TROUBLE as problem:
         table = _second_look(ask, problem)
-    _present(ask, table.columns)
-    for name in ask.types:
-        if name in table.columns and table.schema[name] != ask.types[name]:
+    for name, dtype in _present(ask, table.columns).items():
+        if table.schema[name] != dtype:
             table = table.with_columns(_converted(ask, table[name]))
     if ask.kind in _SEPARATOR and table.width and table[:, -1].null_count():
         _check_csv(ask)  # Polars fills a line that is too short with nulls
@@ -473,11 +477,11 @@ def read_table(
 
 def _ask(
     path: str | Path,
-    schema: Mapping[str, Any] | None,
-    columns: Sequence[str] | None,
+    schema: Schema | None,
+    columns: Names | None,
     rows: int | None,
-    format: str | None,  # noqa: A002
-    private: Sequence[str] = (),
+    format: str | None,
+    private: Names = (),
 ) -> _Table:
     """Gathers what is asked; unpacks a packed file, and takes stdin."""
     path = str(path)
@@ -502,7 +506,7 @@ def _ask(
     return _Table(path, kind, data, types, required, wanted, rows, private)
 
 
-def _kind(path: str, format: str | None) -> tuple[str, str]:  # noqa: A002
+def _kind(path: str, format: str | None) -> tuple[str, str]:
     """Returns the format of a path, and the suffix of its packing or an empty string."""
     suffixes = ["", *(suffix.lower() for suffix in Path(path).suffixes)]
     packed = suffixes.pop() if suffixes[-1] in _PACKED else ""
@@ -528,71 +532,66 @@ def _unpacked(path: str, packed: str) -> bytes:
 def _native(ask: _Table, infer: int | None = 100) -> pl.DataFrame:
     """Reads a table by Polars alone."""
     if ask.kind in _SEPARATOR:
-        return pl.read_csv(
-            ask.source,
-            separator=_SEPARATOR[ask.kind],
-            schema_overrides=ask.types,
-            columns=ask.columns,
-            n_rows=ask.rows,
-            infer_schema_length=infer,
+        options = {"separator": _SEPARATOR[ask.kind], "columns": ask.columns, "n_rows": ask.rows}
+        types = _present(ask, _header(ask))
+        return pl.read_csv(ask.source, schema_overrides=types, infer_schema_length=infer, **options)
+    if ask.kind in ("parquet", "ipc"):
+        names = (pl.read_parquet_schema if ask.kind == "parquet" else pl.read_ipc_schema)(
+            ask.source
         )
-    if ask.kind == "parquet":
-        return pl.read_parquet(ask.source, columns=ask.columns, n_rows=ask.rows)
-    if ask.kind == "ipc":
-        return pl.read_ipc(ask.source, columns=ask.columns, n_rows=ask.rows)
-    if ask.kind == "jsonl":
-        table = pl.read_ndjson(ask.source, infer_schema_length=None)
-    elif ask.kind == "json":
-        table = pl.read_json(ask.source, infer_schema_length=None)
-    else:
+        _present(ask, list(names))
+        read = pl.read_parquet if ask.kind == "parquet" else pl.read_ipc
+        return read(ask.source, columns=ask.columns, n_rows=ask.rows)
+    if ask.kind == "xlsx":
         table = pl.read_excel(ask.source)
+    else:
+        read = pl.read_ndjson if ask.kind == "jsonl" else pl.read_json
+        table = read(ask.source, infer_schema_length=None)
+    _present(ask, table.columns)
     return table.select(pl.all() if ask.columns is None else ask.columns)[: ask.rows]
+
+
+def _header(ask: _Table) -> list[str]:
+    separator = _SEPARATOR[ask.kind]
+    return pl.read_csv(ask.source, separator=separator, n_rows=0, infer_schema=False).columns
 
 
 def _second_look(ask: _Table, problem: Exception) -> pl.DataFrame:
     """Finds out why the native read failed and raises it, or reads again with more patience."""
     why = "" if ask.private else ": " + str(problem).partition("\n")[0]
-    if isinstance(problem, pl.exceptions.ColumnNotFoundError):
-        names = scan_table(ask.path, format=ask.kind).collect_schema().names()
-        _present(ask, names)
     if ask.kind in _SEPARATOR:
-        header = _check_csv(ask)
-        _present(ask, header)
-        for name in ask.types:
-            if name in header:
+        _check_csv(ask)
+        try:
+            for name in _present(ask, _header(ask)):
                 texts = dataclasses.replace(ask, types={name: pl.String}, columns=[name])
                 _converted(ask, _native(texts)[name])
-        try:
             return _native(ask, infer=None)  # a type that was guessed from the first rows
         except _TROUBLE:
             raise ask.error(f" cannot be read as {ask.kind}{why}") from None
-    if ask.kind in ("jsonl", "json"):
-        whole = ask.text()
-        for line, text in enumerate(whole.split("\n") if ask.kind == "jsonl" else [whole], 1):
-            try:
-                json.loads(text or "{}")
-            except json.JSONDecodeError as found:
-                place = line + found.lineno - 1
-                raise ask.error(f":{place}: not JSON: {found.msg}", place) from None
-        raise ask.error(f" cannot be read as {ask.kind}{why}")
-    raise ask.error(f" is not a whole {ask.kind} file{why}")
+    if ask.kind not in ("jsonl", "json"):
+        raise ask.error(f" is not a whole {ask.kind} file{why}")
+    whole = ask.text()
+    for line, text in enumerate(whole.split("\n") if ask.kind == "jsonl" else [whole], 1):
+        try:
+            json.loads(text or "{}")
+        except json.JSONDecodeError as found:
+            place = line + found.lineno - 1
+            raise ask.error(f":{place}: not JSON: {found.msg}", place) from None
+    raise ask.error(f" cannot be read as {ask.kind}{why}")
 
 
-def _check_csv(ask: _Table) -> list[str]:
-    """Returns the header after checking that every line has as many fields."""
+def _check_csv(ask: _Table) -> None:
+    """Raises the first line that has more or fewer fields than the header."""
     records = ask.records()
-    _, header = next(records)
+    _, header = next(records, (1, []))
     for line, record in records:
         if len(record or [""]) != len(header):
-            what = (
-                f"has {len(record)} fields, the header has {len(header)}" if record else "is blank"
-            )
-            raise ask.error(f":{line}: the line {what}", line)
-    return header
+            what = f"has {len(record)} fields, the header has {len(header)}"
+            raise ask.error(f":{line}: the line {what if record else 'is blank'}", line)
 
 
-def _present(ask: _Table, names: Sequence[str]) -> None:
-    """Raises the first wanted column that is not there, with the nearest that is."""
+def _present(ask: _Table, names: Names) -> dict[str, Any]:
+    """Returns the types of the columns that are there; raises the first missing one."""
     for name in [*ask.required, *(ask.columns or ())]:
         if name not in names:
             near = difflib.get_close_matches(name, names, 1, 0.5)
@@ -600,6 +599,7 @@ def _present(ask: _Table, names: Sequence[str]) -> None:
             fix = f" Did you mean {near[0]}? Pass {option} {near[0]}" if near else ""
             held = ", ".join(names[:20]) + (" ..." if len(names) > 20 else "")
             raise ask.error(f': no column "{name}"; it has {held}.{fix}', column=name)
+    return {name: dtype for name, dtype in ask.types.items() if name in names}
 
 
 def _converted(ask: _Table, column: pl.Series) -> pl.Series:
@@ -701,10 +701,10 @@ def expand(pattern: str | Path) -> list[Path]:
 
 def scan_table(
     path: str | Path,
-    schema: Mapping[str, Any] | None = None,
-    columns: Sequence[str] | None = None,
+    schema: Schema | None = None,
+    columns: Names | None = None,
     *,
-    format: str | None = None,  # noqa: A002
+    format: str | None = None,
 ) -> pl.LazyFrame:
     """Returns a table as a lazy frame: the columns are checked now, the values when it runs.
 
@@ -728,16 +728,15 @@ def scan_table(
         return read_table(path, schema, columns, format=format, nulls=optional).lazy()
     ask = dataclasses.replace(_ask(paths[0], schema, columns, None, format), path=str(path))
     if kind in _SEPARATOR:
-        separator = _SEPARATOR[kind]
-        lazy = pl.scan_csv(paths, separator=separator, schema_overrides=ask.types)
+        types = _present(ask, _header(dataclasses.replace(ask, path=str(paths[0]))))
+        lazy = pl.scan_csv(paths, separator=_SEPARATOR[kind], schema_overrides=types)
     elif kind == "jsonl":
         lazy = pl.scan_ndjson(paths, infer_schema_length=None)
     else:
         lazy = pl.scan_parquet(paths) if kind == "parquet" else pl.scan_ipc(paths)
     held = lazy.collect_schema()
-    _present(ask, held.names())
-    for name, want in ask.types.items():
-        have: Any = held.get(name, want)
+    for name, want in _present(ask, held.names()).items():
+        have: Any = held[name]
         widens = have.is_numeric() and want.is_numeric() and not have.is_float() > want.is_float()
         if have != want and not (widens or want == pl.String):
             what = f': column "{name}" is {have}, not {_noun(want)}'
@@ -748,10 +747,7 @@ def scan_table(
 
 
 def write_table(
-    table: pl.DataFrame | pl.LazyFrame,
-    path: str | Path,
-    *,
-    format: str | None = None,  # noqa: A002
+    table: pl.DataFrame | pl.LazyFrame, path: str | Path, *, format: str | None = None
 ) -> None:
     """Writes a table atomically in the format that the suffix, or `format`, names.
 
