@@ -26,7 +26,8 @@ from chapbook.label_dp.classes import Classes
 from chapbook.label_dp.drawn import DrawnLabels, publish
 from chapbook.label_dp.labellers import ClassLabeller
 from chapbook.label_dp.ledger import PrivacyLedger
-from chapbook.label_dp.release import Release, Request
+from chapbook.label_dp.release import Release
+from chapbook.label_dp.request import Request
 from chapbook.label_dp.sources import ColumnsPrior, MatrixPrior, Prior
 from chapbook.label_dp.stream import WRITERS, Source, fingerprint, write_blocks
 

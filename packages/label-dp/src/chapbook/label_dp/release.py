@@ -6,9 +6,7 @@ import secrets
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from fractions import Fraction
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -18,8 +16,6 @@ from chapbook.label_dp.certificate import Certificate, Spend
 from chapbook.label_dp.classes import MISSING
 from chapbook.label_dp.drawn import DrawnLabels
 from chapbook.label_dp.entropy import Entropy
-from chapbook.label_dp.exact import check_epsilon
-from chapbook.label_dp.labellers import Labeller
 from chapbook.label_dp.ledger import PrivacyLedger
 from chapbook.label_dp.priors import (
     SAMPLE,
@@ -31,105 +27,14 @@ from chapbook.label_dp.priors import (
     small_clusters_warning,
 )
 from chapbook.label_dp.records import RecordHashes, record_hashes
-from chapbook.label_dp.sources import ClusterPrior, HistogramPrior, Prior, features
+from chapbook.label_dp.request import Request, share
+from chapbook.label_dp.sources import ClusterPrior, HistogramPrior, features
 from chapbook.label_dp.stream import Source
 
 # Blocks of so many rows, or prior cells, keep a block's arrays within some tens of megabytes.
 _BLOCK_ROWS = 1 << 16
 _BLOCK_CELLS = 1 << 22
 _PRIOR_NOISE, _FIRST_BLOCK = 0, 1  # which child of the entropy draws what
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """How the labels of a table are to be made private.
-
-    Attributes:
-        label: The private column.
-        labeller: What draws its answers.
-        epsilon: The budget of a record, or of all records of a group together.
-        epsilon_column: A public column with the budget of each record (or group), instead.
-        prior: Where the prior comes from, if there is one.
-        group_column: A public column; all records of one value share the budget.
-        id_columns: Public columns that name a record; all public columns together if empty.
-        missing: Whether a missing label is refused, or its record dropped (which shows that it was
-            missing).
-        seed: For repeatable noise, which is not private.
-        warnings: What the certificate should say besides.
-
-    Raises:
-        Error: Epsilon is missing, negative or not a number, or the label is used as public.
-    """
-
-    label: str
-    labeller: Labeller
-    epsilon: float | None = None
-    epsilon_column: str | None = None
-    prior: Prior | None = None
-    group_column: str | None = None
-    id_columns: tuple[str, ...] = ()
-    missing: Literal["refuse", "drop"] = "refuse"
-    seed: int | None = None
-    warnings: tuple[str, ...] = ()
-
-    def __post_init__(self):
-        if (self.epsilon is None) == (self.epsilon_column is None):
-            raise Error("give either an epsilon or a column of epsilons")
-        if self.epsilon is not None:
-            check_epsilon(self.epsilon)
-        if self.label in self.public_columns():
-            raise Error(
-                f"column {self.label} is the label itself; a prior, feature, id, group or epsilon"
-                " that is made from it would give it away"
-            )
-
-    @property
-    def histogram(self) -> ClusterPrior | None:
-        """The prior, if it is one that looks at labels."""
-        return self.prior if isinstance(self.prior, ClusterPrior) else None
-
-    def public_columns(self) -> tuple[str, ...]:
-        """Returns every column that is needed besides the label."""
-        prior = () if self.prior is None else self.prior.columns
-        named = [*self.id_columns, *prior, self.group_column, self.epsilon_column]
-        return tuple(dict.fromkeys(name for name in named if name is not None))
-
-    def plan(self) -> dict[str, Any]:
-        """Returns everything that decides what is drawn, as JSON values."""
-        return {
-            "label": self.label,
-            **self.labeller.plan(),
-            "epsilon": None if self.epsilon is None else repr(float(self.epsilon)),
-            "epsilon column": self.epsilon_column,
-            "prior": None if self.prior is None else self.prior.plan(),
-            "group column": self.group_column,
-            "id columns": list(self.id_columns),
-            "missing": self.missing,
-            "seed": self.seed,
-        }
-
-
-def share(epsilon: float, parts: int, spent: float = 0.0) -> float:
-    """Returns the largest float x with `parts (x + spent) <= epsilon`, exactly.
-
-    Args:
-        epsilon: The budget of a group.
-        parts: The number of records that share it.
-        spent: What each of them has spent of it already.
-
-    Raises:
-        Error: Nothing is left.
-    """
-    if math.isinf(epsilon):
-        return epsilon
-    exact = Fraction(epsilon) / parts - Fraction(spent)
-    if exact < 0:
-        raise Error(
-            f"the prior alone spends {spent * parts:g} of epsilon {epsilon:g}; nothing is left to"
-            " draw labels with"
-        )
-    value = float(exact)
-    return value if Fraction(value) <= exact else math.nextafter(value, 0)
 
 
 class _Block(NamedTuple):
@@ -430,8 +335,8 @@ class Release:
         raise self._source.fault(
             rows[1],
             ", ".join(ids),
-            f"this row is the same record as row {rows[0] + self._source.first_row}{differ}; its label"
-            " would be drawn twice",
+            f"this row is the same record as row {rows[0] + self._source.first_row}{differ};"
+            " its label would be drawn twice",
             "keep one row of each record",
         )
 

@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ WRITERS = (".parquet", ".csv", ".jsonl", ".ndjson", ".ipc", ".arrow", ".feather"
 
 
 _GUESS_ROWS = 10_000
+_GROUP_ROWS = 1 << 17  # the writer holds a few row groups in memory
 
 
 class Source:
@@ -160,7 +162,12 @@ def write_blocks(
     suffix = path.suffix.lower()
     try:
         if suffix == ".parquet":
-            lazy.sink_parquet(path, metadata=lambda _: dict(metadata()), maintain_order=True)
+            lazy.sink_parquet(
+                path,
+                metadata=lambda _: dict(metadata()),
+                maintain_order=True,
+                row_group_size=_GROUP_ROWS,
+            )
         elif suffix == ".csv":
             lazy.sink_csv(path, maintain_order=True)
         elif suffix in (".jsonl", ".ndjson"):
@@ -169,9 +176,12 @@ def write_blocks(
             lazy.sink_ipc(path, maintain_order=True)
         else:
             raise Error(f"{path}: cannot write {suffix or 'no suffix'}; use {', '.join(WRITERS)}")
-    except Exception:
+    except Exception as problem:
+        path.unlink(missing_ok=True)
         if fault:  # what the blocks raised, and not how Polars puts it
             raise fault[0] from None
+        if cause := re.search(r"\(os error (\d+)\)", str(problem)):
+            raise OSError(int(cause[1]), os.strerror(int(cause[1])), str(path)) from None
         raise
     handle = os.open(path, os.O_RDONLY)
     try:
