@@ -172,7 +172,7 @@ def update(
             extra, weight, (value, aux, grads) = accumulated(
                 state.params, frozen, state.extra, batch, key
             )
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         updates, opt = optimizer.update(grads, state.optimizer, state.params, value=value)
         new = State(
             eqx.apply_updates(state.params, updates), opt, extra, state.step + 1, state.skipped

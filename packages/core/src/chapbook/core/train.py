@@ -647,28 +647,37 @@ def mean_over(
         `evaluate(model, key, *extra) -> {name: mean}`, for `fit`.
     """
 
-    @eqx.filter_jit
-    def add(sums: Any, model: PyTree, batch: Mapping[str, Any], key: Array, extra: Any) -> Any:
+    def pairs(model: PyTree, batch: Mapping[str, Any], key: Array, extra: Any) -> dict[str, Array]:
         values = {n: jnp.asarray(v, jnp.float32) for n, v in fn(model, batch, key, *extra).items()}
-        given = values.pop("weight", jnp.float32(1))
+        given, mask = values.pop("weight", jnp.float32(1)), batch.get("mask")
 
         def pair(value: Array) -> Array:
-            if "mask" in batch and value.ndim == 0:
-                raise Error("mean_over: give one value per example, for the batch has a mask")
             weight = jnp.broadcast_to(_rows(given, value.ndim), value.shape)
-            if "mask" in batch:
-                weight = jnp.where(_rows(batch["mask"], value.ndim), weight, 0)
+            if mask is not None:
+                if value.ndim == 0:
+                    raise Error("mean_over: give one value per example, for the batch has a mask")
+                weight = jnp.where(_rows(mask, value.ndim), weight, 0)
+            # Padding may well give NaN, which 0 * NaN would keep.
             return jnp.stack([jnp.sum(jnp.where(weight > 0, weight * value, 0)), weight.sum()])
 
-        found = {name: pair(value) for name, value in values.items()}
-        return found if sums is None else jax.tree.map(jnp.add, sums, found)
+        return {name: pair(value) for name, value in values.items()}
+
+    @eqx.filter_jit
+    def add_batch(sums: dict[str, Array], *inputs: Any) -> dict[str, Array]:
+        return jax.tree.map(jnp.add, sums, pairs(*inputs))
 
     def evaluate(model: PyTree, key: Array, *extra: Any) -> dict[str, float]:
         on = mesh or mesh_of("auto")
         sums = None
         with use(on, rules), place(batches, on, rules) as data:
             for index, batch in enumerate(data):
-                sums = add(sums, model, batch, jax.random.fold_in(key, index), extra)
+                inputs = (model, batch, jax.random.fold_in(key, index), extra)
+                if sums is None:
+                    shapes = eqx.filter_eval_shape(pairs, *inputs)
+                    sums = jax.tree.map(
+                        lambda x: _put(np.zeros(x.shape, x.dtype), replicated(on)), shapes
+                    )
+                sums = add_batch(sums, *inputs)
                 if on.devices.flat[0].platform == "cpu":
                     jax.block_until_ready(sums)  # see Step: one program in flight at most
         if sums is None:
