@@ -140,10 +140,9 @@ def test_each_device_reads_its_own_shard_only(tmp_path, monkeypatch):
 def test_a_sharded_tree_is_gathered_and_comes_back_onto_another_mesh(tmp_path):
     x = jnp.arange(64.0).reshape(8, 8).astype(jnp.bfloat16)
     sharding = NamedSharding(mesh("fsdp=4,model=2"), P("fsdp", "model"))
-    save_weights(
-        {"x": jax.device_put(x, sharding), "n": jnp.float32(3)}, tmp_path / "w.safetensors"
-    )
-    assert_same(load_file(tmp_path / "w.safetensors")["x"], x)
+    path = tmp_path / "w.safetensors"
+    save_weights({"x": jax.device_put(x, sharding), "n": jnp.float32(3)}, path)
+    assert_same(load_file(path)["x"], x)
     turned = NamedSharding(mesh("fsdp=2,model=4"), P("model", "fsdp"))
     like = {"x": jax.device_put(jnp.zeros_like(x), turned), "n": jnp.float32(0)}
     loaded = load_weights(path, like)
