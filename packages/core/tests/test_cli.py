@@ -59,6 +59,7 @@ def here(tmp_path, monkeypatch):
 def exits(*words: str) -> int:
     with pytest.raises(SystemExit) as raised:
         cli.main(app)(words)
+    assert isinstance(raised.value.code, int)
     return raised.value.code
 
 
@@ -127,6 +128,7 @@ def test_a_usage_error_is_one_line_and_exits_2(words, part, capsys):
             "error: this needs matplotlib, which is not installed\nhint: pip install matplotlib\n",
         ),
         (MemoryError(), "error: out of memory"),
+        (pl.exceptions.ComputeError("bad value\n\nYou might"), "error: bad value\n"),
         (
             RuntimeError("RESOURCE_EXHAUSTED: 9 GB"),
             "error: out of memory: RESOURCE_EXHAUSTED: 9 GB",

@@ -1,4 +1,5 @@
 import hashlib
+import importlib.util
 import io
 import os
 import stat
@@ -34,7 +35,7 @@ def client(monkeypatch, name: str, script: str) -> None:
     path.write_text(f"#!/bin/sh\necho call >> {Path.cwd()}/calls\n{script}\n")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{folder.absolute()}:/usr/bin:/bin")
-    monkeypatch.setattr(datasets.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
 
 
 def archive(path: str, member: str) -> Path:
@@ -167,8 +168,9 @@ def test_parallel_processes_fetch_once(monkeypatch):
     wheel = archive("toy-1.0-py3-none-any.whl", "data/ratings.tsv")
     client(monkeypatch, "pip", f"sleep 0.5; cp {wheel} .")
     code = f"""
+        import importlib.util
         from chapbook.core import datasets
-        datasets.importlib.util.find_spec = lambda name: None
+        importlib.util.find_spec = lambda name: None
         print(datasets.member("pypi:toy==1.0", "data/ratings.tsv", **{TERMS}))
     """
     command = [sys.executable, "-c", textwrap.dedent(code)]

@@ -20,9 +20,6 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import polars as pl
-import rich.console
-import rich.progress
-import rich.table
 import typer
 
 from chapbook.core.errors import Error
@@ -126,12 +123,15 @@ def claims(
     run.results({"claims": found})
     texts = [{n: "" if v is None else str(v) for n, v in row.items()} for row in found]
     write_table(pl.DataFrame(texts), run.path / "claims.csv")
-    table = rich.table.Table("claim", "paper", "ours", "unit", "needed", "")
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("claim", "paper", "ours", "unit", "needed", "")
     for row in found:
         shown = [_figure(row["paper"]), _figure(row["ours"]), row["unit"]]
         needed = f"{_figure(row['low'])} to {_figure(row['high'])}"
         table.add_row(row["claim"], *shown, needed, "held" if row["held"] else "NOT HELD")
-    rich.console.Console().print(table)
+    Console().print(table)
     if not all(row["held"] for row in found):
         raise typer.Exit(3)
 
@@ -161,10 +161,13 @@ def progress(
     items: Iterable[Item], label: str, *, total: int | None = None, quiet: bool = False
 ) -> Iterable[Item]:
     """Yields the items, with a bar on stderr unless it is no terminal or `quiet` is set."""
-    console = rich.console.Console(stderr=True)
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
     if quiet or not console.is_terminal:
         return items
-    return rich.progress.track(items, label, total=total, console=console, transient=True)
+    return track(items, label, total=total, console=console, transient=True)
 
 
 def main(made: typer.Typer) -> Callable[..., NoReturn]:
@@ -223,6 +226,8 @@ def _known(problem: BaseException) -> tuple[str, str | None] | None:
         if problem.filename and problem.strerror:
             return f"{problem.filename}: {problem.strerror}", None
         return text or type(problem).__name__, None
+    if isinstance(problem, pl.exceptions.ComputeError):  # a lazy table whose values do not fit
+        return text.partition("\n")[0], None
     if isinstance(problem, ModuleNotFoundError) and not (problem.name or "").startswith("chapbook"):
         return f"this needs {problem.name}, which is not installed", f"pip install {problem.name}"
     if isinstance(problem, MemoryError) or "RESOURCE_EXHAUSTED" in text:

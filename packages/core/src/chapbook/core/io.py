@@ -265,9 +265,8 @@ class Run:
         names = [n for n in held | self.config if n not in self._may_change]
         different = [n for n in names if held.get(n) != self.config.get(n)]
         if different:
-            was, now = ({n: of.get(n) for n in different} for of in (held, self.config))
-            then = ", ".join(f"{name}={value}" for name, value in was.items())
-            given = ", ".join(str(value) for value in now.values())
+            then = ", ".join(f"{name}={held.get(name)}" for name in different)
+            given = ", ".join(str(self.config.get(name)) for name in different)
             raise Error(
                 f"run folder holds a run with {then}, you gave {given}; "
                 "use --fresh or another --run"
@@ -437,7 +436,7 @@ def read_table(
         schema: The types of the columns that must be there, or that may be there if the name ends
             in `?`: `{"label": pl.Int64, "weight?": pl.Float64}`. Further columns pass through.
         columns: The columns to read; None reads all.
-        key: The columns that together must be unique.
+        key: The columns, among those that are read, that together must be unique.
         rows: The number of rows to read at most.
         format: The format by name, where no suffix tells it.
         nulls: Columns that must be there but may hold nulls; optional columns always may.
@@ -458,18 +457,22 @@ def read_table(
         whole = _Table(str(path), "parquet", private=private)
         return _unique(whole, pl.concat(parts)[:rows], keys)
     ask = _ask(path, schema, columns, rows, format, private)
+    ask = dataclasses.replace(ask, required=list(dict.fromkeys([*ask.required, *keys])))
+    table = trouble = None
     try:
         table = _native(ask)
     except ModuleNotFoundError as problem:
         raise Error(f"{path}: this needs {problem.name}", f"pip install {problem.name}") from None
     except _TROUBLE as problem:
-        table = _second_look(ask, problem)
+        trouble = problem  # left before the next error, which else would show its private values
+    if table is None:
+        table = _second_look(ask, trouble)
     for name, dtype in _present(ask, table.columns).items():
         if table.schema[name] != dtype:
             table = table.with_columns(_converted(ask, table[name]))
     if ask.kind in _SEPARATOR and table.width and table[:, -1].null_count():
         _check_csv(ask)  # Polars fills a line that is too short with nulls
-    for name in dict.fromkeys([*ask.required, *keys]):
+    for name in ask.required:
         if name not in nulls and table[name].null_count():
             raise ask.bad("is empty", name, table[name].is_null().arg_max() or 0)
     return _unique(ask, table, keys)
@@ -556,7 +559,7 @@ def _header(ask: _Table) -> list[str]:
     return pl.read_csv(ask.source, separator=separator, n_rows=0, infer_schema=False).columns
 
 
-def _second_look(ask: _Table, problem: Exception) -> pl.DataFrame:
+def _second_look(ask: _Table, problem: Exception | None) -> pl.DataFrame:
     """Finds out why the native read failed and raises it, or reads again with more patience."""
     why = "" if ask.private else ": " + str(problem).partition("\n")[0]
     if ask.kind in _SEPARATOR:
