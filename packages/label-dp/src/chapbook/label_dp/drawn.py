@@ -101,9 +101,15 @@ class DrawnLabels:
             return None
 
     def remove(self) -> None:
-        """Deletes the folder: only once what it held has been published and charged."""
-        shutil.rmtree(self.folder)
+        """Deletes the folder: only once what it held has been published and charged.
+
+        It loses its name first, so that a kill leaves either all of it or nothing to go on with.
+        """
+        rest = self.folder.with_name(self.folder.name + ".removed")
+        shutil.rmtree(rest, ignore_errors=True)
+        self.folder.rename(rest)
         _sync_folder(self.folder.parent)
+        shutil.rmtree(rest)
 
     def _path(self, part: str | int) -> Path:
         name = f"{part:08d}" if isinstance(part, int) else part

@@ -18,7 +18,7 @@ from chapbook.core.errors import Error
 from chapbook.label_dp.certificate import Spend
 from chapbook.label_dp.discrete_laplace import discrete_laplace
 from chapbook.label_dp.entropy import Entropy
-from chapbook.label_dp.support import check_prior, checked_rows
+from chapbook.label_dp.support import FEW_CLASSES, check_prior, checked_rows
 
 if TYPE_CHECKING:
     from chapbook.label_dp.ledger import PrivacyLedger
@@ -301,7 +301,8 @@ def from_matrix(
     if matrix.ndim != 2:
         raise Error(f"the prior has {matrix.ndim} dimensions; it must have rows and classes")
     matrix = check_prior(matrix, matrix.shape[1])
-    return checked_rows(matrix, 0, normalize=normalize)
+    checked, _ = checked_rows(matrix, 0, normalize=normalize)
+    return checked.T if matrix.shape[1] <= FEW_CLASSES else checked
 
 
 def from_table(

@@ -83,7 +83,7 @@ def privatize_frame(
         Error: A label is missing or undeclared, or a prior row is no distribution; the row is
             named, the label never.
     """
-    table = nw.from_native(frame, eager_only=True).to_polars()
+    table = as_polars(frame)
     if isinstance(prior, np.ndarray):
         prior = MatrixPrior(np.atleast_2d(prior))
     elif prior is not None and not hasattr(prior, "rows"):
@@ -101,6 +101,22 @@ def privatize_frame(
         **columns,
     )
     return privatize_rows(table, request, ledger=ledger, compose=compose)
+
+
+def as_polars(frame: Any) -> pl.DataFrame:
+    """Returns a Polars or pandas frame as Polars; pandas needs no pyarrow for it."""
+    if isinstance(frame, pl.DataFrame):
+        return frame
+    table = nw.from_native(frame, eager_only=True)
+    columns = {}
+    for series in table.iter_columns():
+        missing = series.is_null()
+        if series.dtype.is_numeric() and not missing.any():
+            columns[series.name] = series.to_numpy()
+        else:
+            pairs = zip(series.to_list(), missing.to_list(), strict=True)
+            columns[series.name] = [None if absent else value for value, absent in pairs]
+    return pl.DataFrame(columns)
 
 
 def privatize_rows(
