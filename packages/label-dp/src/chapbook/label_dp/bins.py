@@ -12,8 +12,8 @@ from chapbook.core.errors import Error
 from chapbook.label_dp.discrete_laplace import discrete_laplace
 from chapbook.label_dp.entropy import Entropy
 from chapbook.label_dp.exact import check_epsilon, response_weights
-from chapbook.label_dp.randomized_response import respond_among_all
-from chapbook.label_dp.support import SUM_TOLERANCE
+from chapbook.label_dp.randomized_response import respond
+from chapbook.label_dp.support import SUM_TOLERANCE, EveryClass
 from chapbook.label_dp.verify import Proof, prove
 
 
@@ -130,7 +130,9 @@ class RROnBins:
         bins = self.bin_of(check_values(values))
         weights = response_weights(self.epsilon, len(self.outputs))
         columns = tuple(np.full(len(bins), weight) for weight in weights)
-        answers = respond_among_all(entropy.under(columns[0]), bins, columns)
+        answers = respond(
+            entropy.under(columns[0]), bins, EveryClass(len(self.outputs), len(bins)), columns
+        )
         return PrivateValues(self.outputs[answers], self.epsilon, "RROnBins", entropy.seeded)
 
     def bin_of(self, values: Float[np.ndarray, " rows"]) -> Int[np.ndarray, " rows"]:
