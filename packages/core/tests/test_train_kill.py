@@ -124,7 +124,7 @@ def test_a_run_killed_twenty_times_ends_as_an_unbroken_one(tmp_path):
         if nursery.live("whole", 0.0, 10_000):
             nursery.fail()
         unfinished = []
-        for life in range(22):
+        for life in range(20):
             # Checkpoints follow one another so closely that most kills fall into a save; every
             # fourth falls into starting, restoring or compiling.
             at_once = life % 4 == 3
@@ -190,9 +190,11 @@ def test_of_two_processes_one_is_told_and_both_save_the_same_step(tmp_path):
     ]
     try:
         for process in pair:
-            assert process.stdout.readline() == "row\n", process.communicate()[1]
+            # Gloo speaks on stdout too, so the first line may be its.
+            while (line := process.stdout.readline()) != "row\n":
+                assert line, process.stderr.read()
         pair[1].send_signal(signal.SIGTERM)
-        said = [process.communicate(timeout=60) for process in pair]
+        said = [process.communicate(timeout=120) for process in pair]
     finally:
         for process in pair:
             process.kill()

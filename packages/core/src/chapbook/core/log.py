@@ -151,7 +151,7 @@ class Log:
     def get_state(self) -> dict[str, Any]:
         """Returns what a run must know to write the same rows after it is resumed; flush first."""
         self._tick()
-        return {"seconds": self._seconds, "open": self._fetched}
+        return {"seconds": self._seconds, "open": [*self._fetched]}
 
     def set_state(self, state: Mapping[str, Any], step: int) -> None:
         """Goes on from a state that was taken at a step, in a run that was cut back to it."""

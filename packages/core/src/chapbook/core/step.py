@@ -118,7 +118,7 @@ def update(
         value, aux = out if isinstance(out, tuple) else (out, {})
         aux = dict(aux)
         weight = jnp.asarray(aux.pop("weight", 1.0), jnp.float32)
-        extra = _as(aux.pop("extra", extra), extra)
+        extra = aux.pop("extra", extra)
         aux = {name: jnp.asarray(v, jnp.float32) for name, v in aux.items()}
         if wrong := {"loss", "grad_norm", "weight", "ok", "skipped", "learning_rate"} & set(aux):
             raise Error(f"the loss returns {', '.join(wrong)}, which fit reports itself; rename")
@@ -158,7 +158,8 @@ def update(
             one, (extra, jnp.float32(0), zeros), (jnp.arange(accumulate), parts)
         )
         value, aux, grads = jax.tree.map(lambda s: s / total, sums)
-        return extra, total, (value, aux, _as(grads, params))
+        grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
+        return extra, total, (value, aux, grads)
 
     def step(state: State, constants: Any, batch: Batch) -> tuple[State, Metrics]:
         frozen, key_data = constants
@@ -194,15 +195,6 @@ def update(
         return new, {**metrics, "skipped": new.skipped, **aux}
 
     return step
-
-
-def _as(tree: PyTree, like: PyTree) -> PyTree:
-    """Gives the arrays of a tree the types of another, where they have the same structure."""
-    if jax.tree.structure(tree) != jax.tree.structure(like):
-        return tree
-    return jax.tree.map(
-        lambda x, y: x.astype(y.dtype) if eqx.is_array(y) and eqx.is_array(x) else x, tree, like
-    )
 
 
 def _microbatches(x: Array, count: int) -> Array:

@@ -190,6 +190,8 @@ def fit(
     if run is None and (on_nan == "rewind" or profile):
         raise Error(f"{'profile' if profile else 'on_nan=rewind'} needs a run to write to")
     policy, window = Policy.of(precision), _window(profile)
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
     with contextlib.ExitStack() as stack:
         mesh = mesh or mesh_of("auto")
         stack.enter_context(use(mesh, rules))
@@ -202,7 +204,7 @@ def fit(
         guard = _Guard(on_nan, nan_limit, spike, run)
         keeper = stack.enter_context(_Keeper(run, keep, stop, data, guard))
         state, log_state = keeper.resume(
-            _first_state(params, plan, optimizer, extra, replicated(mesh))
+            _first_state(params, plan, optimizer, extra, replicated(mesh)), steps
         )
         del params  # the state's own from now on, which the steps consume
         step = int(state.step)
@@ -215,11 +217,12 @@ def fit(
             return keeper.result(state, assemble, step, rows, reason or "data")
         program = compile_step(
             update(
-                loss, optimizer, static, key_impl=_impl(key), accumulate=accumulate,
+                loss, optimizer, static, key_impl=jax.random.key_impl(key), accumulate=accumulate,
                 policy=policy, on_nan=on_nan, plan=plan,
             ),
             state,
-            (frozen, _put(_key_data(key), replicated(mesh))),
+            # A typed key among the arguments would leave the fast path of every call.
+            (frozen, _put(jax.random.key_data(key), replicated(mesh))),
             first,
         )  # fmt: skip
         del state
@@ -245,7 +248,7 @@ def fit(
         trace = stack.enter_context(contextlib.ExitStack())
         caught = stack.enter_context(_signals())
         for batch in itertools.chain([first], data):
-            if window and step + 1 == window[0]:
+            if run and window and step + 1 == window[0]:
                 trace.enter_context(_tracing(program, log, run))
             values = program(batch)
             step += 1
@@ -264,7 +267,7 @@ def fit(
                 if guard.bad and not keeper.rewind(step, program, log):
                     reason = "nan"
                     break
-                if found and stop and keeper.judge(step, program, log, found):
+                if found and keeper.judge(step, program, log, found):
                     reason = "early stop"
             if step % save_every == 0:
                 keeper.save(step, program, log)
@@ -279,7 +282,7 @@ def fit(
             log.close_window()
         if reason != "nan":
             keeper.save(step, program, log)
-        if guard.bad:
+        if guard.bad and on_nan == "stop":
             reason = "nan"
         tell()
         step = int(program.state.step)
@@ -309,8 +312,9 @@ class _Guard:
                 self.losses = [*self.losses, loss][-100:]
             return
         if self.run:
-            place = {k: v for k, v in (position or {}).items() if k != "fingerprint"}
-            self.run.event(kind, step=step, loss=str(loss), data=place)
+            if isinstance(position, dict):
+                position = {k: v for k, v in position.items() if k != "fingerprint"}
+            self.run.event(kind, step=step, loss=str(loss), data=position)
         self.streak += 1
         if self.streak == 1:
             self.since = step
@@ -351,7 +355,7 @@ class _Keeper:
     def exhausted(self) -> bool:
         return self.stop is not None and self.score["worse"] >= self.stop.patience
 
-    def resume(self, state: State) -> tuple[State, dict[str, Any]]:
+    def resume(self, state: State, steps: int) -> tuple[State, dict[str, Any]]:
         """Returns the state of the latest checkpoint, or the first one, and the log's."""
         first = {"seconds": 0.0, "open": []}
         if not self.rolling or not self.run:
@@ -362,9 +366,10 @@ class _Keeper:
         state, saved = self._load(self.rolling, state, None)
         step = int(state.step)
         self.run.cut(step)
-        if saved["data"] is None:
+        if told := saved["data"]:
+            self.data.set_state(told["bytes"].encode() if set(told) == {"bytes"} else told)
+        elif step < steps:
             raise Error("these batches cannot be resumed: they have no get_state and set_state")
-        self.data.set_state(saved["data"])
         self.guard.set_state(saved["guard"])
         self.score = saved["score"]
         # A kill between the two saves of an improvement leaves the second to be made good.
@@ -378,18 +383,18 @@ class _Keeper:
             return
         if self.apart:
             self.apart.wait()
+        told = self.data.get_state()
         extra = {
-            "data": self.data.get_state(),
-            "guard": self.guard.get_state(),
-            "score": self.score,
-            "log": log.get_state(),
-        }
+            "data": {"bytes": told.decode()} if isinstance(told, bytes) else told,  # grain's loader
+            "guard": self.guard.get_state(), "score": self.score, "log": log.get_state(),
+        }  # fmt: skip
         with log.pause():
             self.rolling.save(step, program.state, extra, force=True)
 
     def judge(self, step: int, program: Step, log: Log, found: Mapping[str, Any]) -> bool:
         """Counts an evaluation; returns whether training is to stop."""
-        assert self.stop is not None
+        if not self.stop:
+            return False
         if self.stop.metric not in found:
             raise Error(f"stop: no metric {self.stop.metric}; evaluate gives {', '.join(found)}")
         value = found[self.stop.metric]
@@ -415,10 +420,9 @@ class _Keeper:
         good = max((s for s in self.rolling.steps() if s < guard.since), default=None)
         if good is None or guard.rewinds == 3:
             return False
-        now = program.state.step, program.state.skipped
-        counts = [_copy(count) for count in now]
+        counts = _copy({"step": program.state.step, "skipped": program.state.skipped})
         state, _ = self._load(self.rolling, program.state, good)
-        program.state = state._replace(step=counts[0], skipped=counts[1])
+        program.state = state._replace(**counts)
         self.run.event("rewind", step=step, to=good, since=guard.since, why=guard.bad)
         log.say(f"step {step}: {guard.bad}; back to the parameters of step {good}")
         guard.bad, guard.streak, guard.rewinds = None, 0, guard.rewinds + 1
@@ -447,14 +451,10 @@ class _Keeper:
 
 def _ending(reason: str, step: int, run: Run | None, guard: _Guard) -> str | None:
     if reason == "nan":
-        return f"stopped at step {step}: {guard.bad}" + (
-            f"; see {run.path / 'events.jsonl'}" if run else ""
-        )
-    if reason in ("preempted", "interrupted"):
-        signal_ = "SIGTERM" if reason == "preempted" else "Ctrl-C"
-        saved = "saved; the same command goes on from there" if run else "not saved: no run folder"
-        return f"stopped by {signal_} at step {step}, {saved}"
-    return None
+        return f"stopped at step {step}: {guard.bad}; restart with another seed, rate or on_nan"
+    told = {"preempted": "SIGTERM", "interrupted": "Ctrl-C"}.get(reason)
+    saved = "saved; the same command goes on from there" if run else "not saved: no run folder"
+    return told and f"stopped by {told} at step {step}, {saved}"
 
 
 @contextlib.contextmanager
@@ -572,16 +572,6 @@ def _put(x: Any, sharding: Sharding) -> Array:
 
 def _copy(tree: PyTree) -> PyTree:
     return jax.tree.map(jnp.copy, tree)
-
-
-def _impl(key: Array) -> Any:
-    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    return jax.random.key_impl(key) if typed else None
-
-
-def _key_data(key: Array) -> Array:
-    # A typed key would leave the fast path of every call.
-    return jax.random.key_data(key) if _impl(key) is not None else key
 
 
 def _counts(batch: Mapping[str, Any], units: int | None) -> dict[str, int]:
