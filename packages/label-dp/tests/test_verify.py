@@ -36,7 +36,7 @@ def test_the_ratio_of_floats_rounded_to_the_nearest_would_be_refuted():
 def test_an_answer_that_one_input_cannot_give_is_refuted():
     proof = prove(np.array([[1, 1], [2, 0]]), 2, 5.0)
     assert not proof.holds
-    assert proof.largest_ratio is None
+    assert proof.largest_ratio == math.inf
     assert prove(np.array([[1, 1], [2, 0]]), 2, math.inf).holds
 
 

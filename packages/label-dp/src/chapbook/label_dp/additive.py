@@ -14,7 +14,12 @@ from jaxtyping import Float, Int
 
 from chapbook.core.errors import Error
 from chapbook.label_dp.bins import PrivateValues, check_range, check_values
-from chapbook.label_dp.discrete_laplace import discrete_laplace, geometric, rational_rate
+from chapbook.label_dp.discrete_laplace import (
+    discrete_laplace,
+    exponential_coins,
+    geometric,
+    rational_rate,
+)
 from chapbook.label_dp.entropy import Entropy
 from chapbook.label_dp.exact import check_epsilon
 
@@ -196,7 +201,9 @@ class StaircaseMechanism(_Grid):
 class ExponentialMechanism(_Grid):
     """Answers with grid point o with probability `~ e^(-eps |o - y| / (2 (levels - 1)))`.
 
-    That is discrete Laplace noise of half the rate, drawn again until it stays on the grid.
+    That is discrete Laplace noise of half the rate, drawn again until it stays on the grid; for a
+    small epsilon a uniform grid point, drawn again until a coin of probability
+    `e^(-eps |o - y| / (2 (levels - 1)))` accepts it, which is the same and soon done.
 
     Reference:
         McSherry and Talwar, Mechanism Design via Differential Privacy, 2007.
@@ -224,9 +231,15 @@ class ExponentialMechanism(_Grid):
         answers = np.empty_like(points)
         missing = np.arange(len(points))
         while missing.size:
-            noise = discrete_laplace(self.rate, missing.size, entropy=entropy)
-            drawn = points[missing] + noise
-            accepted = (drawn >= 0) & (drawn < self.levels)
+            if self.exact_epsilon <= 2:
+                drawn = entropy.below(np.full(missing.size, self.levels))
+                distance = np.abs(drawn - points[missing])
+                step, unit = self.rate.numerator, self.rate.denominator
+                accepted = exponential_coins(distance * step, unit, entropy)
+            else:
+                noise = discrete_laplace(self.rate, missing.size, entropy=entropy)
+                drawn = points[missing] + noise
+                accepted = (drawn >= 0) & (drawn < self.levels)
             answers[missing[accepted]] = drawn[accepted]
             missing = missing[~accepted]
         return answers

@@ -84,16 +84,16 @@ def geometric(rate: Fraction, count: int, entropy: Entropy) -> Int[np.ndarray, "
     missing = np.arange(count)
     while missing.size:
         low[missing] = entropy.below(np.full(missing.size, t))
-        missing = missing[~_exponential_coins(low[missing], t, entropy)]
+        missing = missing[~exponential_coins(low[missing], t, entropy)]
     high = np.zeros(count, np.int64)
     running = np.arange(count)
     while running.size:
-        running = running[_exponential_coins(np.ones_like(running), 1, entropy)]
+        running = running[exponential_coins(np.ones_like(running), 1, entropy)]
         high[running] += 1
     return (low + t * high) // s
 
 
-def _exponential_coins(
+def exponential_coins(
     numerators: Int[np.ndarray, " count"], denominator: int, entropy: Entropy
 ) -> Bool[np.ndarray, " count"]:
     """Tosses coins of probability `e^(-numerator / denominator)`, numerator <= denominator.

@@ -383,10 +383,10 @@ class _Table:
                 self._columns[:, each] = response_weights(self._scalar, int(each))
             return tuple(np.take(column, k) for column in self._columns)
         budgets, budget = np.unique(epsilon, return_inverse=True)
-        pairs, pair = np.unique(np.stack([budget, k]), axis=1, return_inverse=True)
-        every = [response_weights(float(budgets[b]), int(each)) for b, each in pairs.T]
-        columns = np.array(every, np.int64).reshape(-1, 4).T
-        return tuple(np.take(column, pair) for column in columns)
+        width = len(self._columns[0])
+        pairs, pair = np.unique(budget * width + k, return_inverse=True)
+        every = [response_weights(float(budgets[p // width]), int(p % width)) for p in pairs]
+        return tuple(np.take(column, pair) for column in np.array(every, np.int64).T)
 
 
 def _privatize(

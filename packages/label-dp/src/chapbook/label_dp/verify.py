@@ -18,16 +18,16 @@ class Proof(NamedTuple):
         epsilon: The privacy budget that was claimed.
         answers: The number of answers with a positive probability.
         largest_ratio: The largest ratio, over answers and pairs of true labels, of the answer's
-            probabilities, exactly; None if some answer is possible under one label and impossible
-            under another.
-        bound: A rational number proven to be at most e^eps; None for an infinite epsilon.
+            probabilities, exactly; infinite if some answer is possible under one label and
+            impossible under another.
+        bound: A rational number proven to be at most e^eps; infinite for an infinite epsilon.
         holds: Whether the rows are distributions and the largest ratio is at most the bound.
     """
 
     epsilon: float
     answers: int
-    largest_ratio: Fraction | None
-    bound: Fraction | None
+    largest_ratio: Fraction | float
+    bound: Fraction | float
     holds: bool
 
 
@@ -65,13 +65,13 @@ def prove_answers(
     """
     possible = largest > 0
     extremes = np.unique(np.stack([largest, smallest])[:, possible], axis=1).T
-    bound = None if epsilon == math.inf else exp_lower_bound(epsilon)
-    valid = distributions and bool((smallest >= 0).all())
-    answers = int(np.count_nonzero(possible))
+    bound = math.inf if epsilon == math.inf else exp_lower_bound(epsilon)
     if (extremes <= 0).any():
-        return Proof(epsilon, answers, None, bound, valid and bound is None)
-    ratio = max(Fraction(int(high), int(low)) for high, low in extremes)
-    return Proof(epsilon, answers, ratio, bound, valid and (bound is None or ratio <= bound))
+        ratio = math.inf
+    else:
+        ratio = max(Fraction(int(high), int(low)) for high, low in extremes)
+    holds = distributions and bool((smallest >= 0).all()) and ratio <= bound
+    return Proof(epsilon, int(np.count_nonzero(possible)), ratio, bound, holds)
 
 
 def _row_sums(matrix: np.ndarray) -> list[int]:
