@@ -66,6 +66,19 @@ Workers = Annotated[
     int | None, typer.Option("--workers", min=1, help="Threads that draw; one per core if unset.")
 ]
 
+TrainInput = Annotated[
+    Path,
+    typer.Option(
+        "--input", metavar="FILE", help="A table, an npz, or a folder of images by class."
+    ),
+]
+TrainedRun = Annotated[
+    Path, typer.Option("--run", metavar="FOLDER", help="A trained run's folder.")
+]
+NoiseSeed = Annotated[
+    int | None, typer.Option("--noise-seed", help="Repeatable noise, which is NOT private.")
+]
+
 
 @app.command()
 def privatize(
@@ -393,6 +406,176 @@ def audit(
         raise typer.Exit(3)
 
 
+@app.command()
+def train(
+    input: TrainInput,  # noqa: A002
+    label: Annotated[
+        str,
+        typer.Option("--label", metavar="COLUMN", help="The private column; `folder` for images."),
+    ],
+    epsilon: Annotated[float, typer.Option("--epsilon", help="The budget of each label.")],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FOLDER", help="The run's folder; made or continued.")
+    ],
+    classes: Annotated[
+        str | None, typer.Option("--classes", metavar="a,b,c", help="The classes; 0..9 is a range.")
+    ] = None,
+    classes_from_public: Annotated[
+        Path | None,
+        typer.Option("--classes-from-public", metavar="FILE", help="A public list of the classes."),
+    ] = None,
+    model: Annotated[
+        str, typer.Option("--model", metavar="mlp|convnet|resnet18|logistic", help="The model.")
+    ] = "mlp",
+    stages: Annotated[
+        str, typer.Option("--stages", metavar="0.65,0.35", help="The share of records per stage.")
+    ] = "0.65,0.35",
+    features: Annotated[
+        str | None, typer.Option("--features", metavar="A,B", help="Columns to learn from.")
+    ] = None,
+    id_column: Ids = None,
+    image: Annotated[
+        str | None, typer.Option("--image", metavar="COLUMN", help="A column of encoded images.")
+    ] = None,
+    ledger: LedgerFile = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help="Settings as TOML.")
+    ] = None,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting: epochs=30.")
+    ] = None,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, help="Of the training; the noise is never seeded by it.")
+    ] = 0,
+    noise_seed: NoiseSeed = None,
+    mesh: cli.MeshText = "auto",
+    devices: cli.Devices = None,
+    quiet: cli.Quiet = False,
+    as_json: cli.Json = False,
+) -> None:
+    """Train a classifier in stages on labels made private; a run that was killed goes on.
+
+    label-dp train --input d.parquet --label clicked --classes 0,1 --epsilon 2 --out run
+    """
+    from chapbook.core import configure, simulate
+    from chapbook.core import mesh as mesh_of
+
+    names, _ = _classes(input, label, classes, classes_from_public, accept_leak=False)
+    if devices:
+        simulate(devices)
+    from chapbook.label_dp.runs import Settings, train_file
+
+    trained = train_file(
+        input,
+        out,
+        label=label,
+        classes=names,
+        model=model,
+        epsilon=epsilon,
+        stages=_numbers(stages, "--stages"),
+        settings=configure(Settings, config, sets or ()),
+        features=_items(features),
+        id_columns=_items(id_column),
+        image=image,
+        ledger=ledger,
+        seed=seed,
+        noise_seed=noise_seed,
+        mesh=mesh_of(mesh),
+        quiet=quiet,
+    )
+    certificate = trained.certificate
+    if as_json:
+        report = trained.report.to_dicts()
+        _print_json({"run": str(out), "stages": report, "certificate": certificate.to_dict()})
+        return
+    _show(certificate, as_json=False)
+    for row in trained.report.iter_rows(named=True):
+        typer.echo(
+            f"  {row['stage']}: {row['records']} labels among {row['mean_k']:.2f} classes each,"
+            f" {row['earlier_kept']} earlier ones kept"
+        )
+    typer.echo(f"model, certificate and ledger are in {out}")
+
+
+@app.command()
+def predict(
+    run: TrainedRun,
+    input: TrainInput,  # noqa: A002
+    output: cli.TableOut,
+    keep: Annotated[
+        str | None, typer.Option("--keep", metavar="A,B", help="Columns to carry along.")
+    ] = None,
+    as_json: cli.Json = False,
+) -> None:
+    """Predict the class of each record of a file.
+
+    label-dp predict --run run --input new.parquet --output predictions.parquet
+    """
+    from chapbook.label_dp.runs import predict_file
+
+    table = predict_file(run, input, output, keep=_items(keep))
+    if as_json:
+        _print_json({"output": str(output), "records": table.height})
+    elif str(output) != "-":
+        typer.echo(f"{table.height} predictions are in {output}")
+
+
+@app.command()
+def evaluate(
+    run: TrainedRun,
+    input: TrainInput,  # noqa: A002
+    label: Annotated[
+        str | None,
+        typer.Option("--label", metavar="COLUMN", help="The label; as in training if unset."),
+    ] = None,
+    clean: Annotated[
+        bool, typer.Option("--clean", help="Take the labels as they are, which is NOT private.")
+    ] = False,
+    private_epsilon: Annotated[
+        float | None,
+        typer.Option("--private-epsilon", help="Randomise each label once, with this budget."),
+    ] = None,
+    noise_seed: NoiseSeed = None,
+    as_json: cli.Json = False,
+) -> None:
+    """Measure a model's accuracy on a file.
+
+    label-dp evaluate --run run --input test.parquet --private-epsilon 1
+    """
+    from chapbook.label_dp.runs import evaluate_file
+
+    if clean == (private_epsilon is not None):
+        raise Error("give either --private-epsilon, or --clean, which is not private")
+    found = evaluate_file(run, input, label=label, epsilon=private_epsilon, noise_seed=noise_seed)
+    if as_json:
+        _print_json(found)
+        return
+    kind = "private" if found["private"] else "NOT PRIVATE"
+    typer.echo(
+        f"accuracy {found['accuracy']:.4f} +- {found['standard_error']:.4f}"
+        f" on {found['records']} records ({kind})"
+    )
+
+
+@app.command()
+def reproduce(
+    run: cli.RunDir = Path("label-dp-reproduce"),
+    full: Annotated[bool, typer.Option("--full", help="Five seeds instead of three.")] = False,
+    parts: Annotated[
+        str, typer.Option("--parts", metavar="A,B", help="Which parts to run.")
+    ] = "images,ratings,regression,mechanism",
+    fresh: cli.Fresh = False,
+    quiet: cli.Quiet = False,
+) -> None:
+    """Hold the paper's claims against public data at desk scale; exits 3 if one does not hold.
+
+    label-dp reproduce --run reproduced
+    """
+    from chapbook.label_dp import reproduce as reproduction
+
+    reproduction.reproduce(run, full=full, parts=_items(parts), fresh=fresh, quiet=quiet)
+
+
 # ------------------------------------------------------------------------------- helpers
 
 
@@ -408,7 +591,7 @@ def _privatize(
 ) -> None:
     from chapbook.label_dp.ledger import PrivacyLedger
     from chapbook.label_dp.privatize import privatize_table
-    from chapbook.label_dp.release import Request
+    from chapbook.label_dp.request import Request
 
     source, output, certificate, ledger = files
     wanted = Request(labeller=labeller, **request)

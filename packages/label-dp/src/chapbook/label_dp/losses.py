@@ -95,7 +95,8 @@ def unbiased_cross_entropy(
     losses = jnp.minimum(-jax.nn.log_softmax(logits), clip)
     chosen = jnp.take_along_axis(losses, noisy[:, None], axis=-1)[:, 0]
     total = jnp.sum(jnp.where(topk_mask, losses, 0.0), axis=-1)
-    # M_S = (keep - q) I + q 11^T has rows that sum to one, hence M_S^-1 = (I - q 11^T) / (keep - q).
+    # M_S = (keep - q) I + q 11^T has rows that sum to 1, so its inverse is
+    # (I - q 11^T) / (keep - q).
     return (chosen - other * total) / (keep - other)
 
 

@@ -77,6 +77,7 @@ class Hidden(eqx.Module):
         self.bias = jnp.zeros(outputs)
 
     def __call__(self, x: Float[Array, "batch inputs"]) -> Float[Array, "batch outputs"]:
+        """Applies the layer."""
         return jax.nn.relu(x @ self.weight + self.bias)
 
 
@@ -91,6 +92,7 @@ class Head(eqx.Module):
         self.bias = jnp.zeros(classes)
 
     def __call__(self, x: Float[Array, "batch inputs"]) -> Float[Array, "batch classes"]:
+        """Applies the layer."""
         return x @ self.weight + self.bias
 
 
@@ -159,6 +161,7 @@ class Convolution(eqx.Module):
     def __call__(
         self, x: Float[Array, "batch height width inputs"]
     ) -> Float[Array, "batch rows columns outputs"]:
+        """Applies the convolution."""
         return jax.lax.conv_general_dilated(
             x,
             self.kernel,
@@ -230,6 +233,7 @@ class BatchNorm(eqx.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], statistics: Statistics, train: bool
     ) -> tuple[Float[Array, "batch height width channels"], Statistics]:
+        """Returns the normalised values and the updated statistics."""
         mean, variance = statistics
         if train:
             values = x.astype(jnp.float32)
@@ -267,6 +271,7 @@ class Block(eqx.Module):
     def __call__(
         self, x: Float[Array, "batch height width inputs"], statistics: Statistics, train: bool
     ) -> tuple[Float[Array, "batch rows columns outputs"], Statistics]:
+        """Returns the block's output and the updated statistics."""
         active, first = self.norms[0](x, statistics[0], train)
         active = jax.nn.relu(active)
         # The projection sees the activated input, as in the published V2 blocks.

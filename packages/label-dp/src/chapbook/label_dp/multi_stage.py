@@ -135,7 +135,7 @@ class LPMST:
     temperature: float = 0.5
     reuse: bool = True
     filter: bool = True
-    training: Training = Training()
+    training: Training = dataclasses.field(default_factory=Training)
     prior_weight: float = 0.0
     prior_temperature: float = 1.0
     validation: float = 0.0
@@ -220,7 +220,7 @@ class LPMST:
         session.mesh, session.rules, session.quiet = mesh, rules, quiet
         if run_dir is None:
             session.ledger = ledger or PrivacyLedger()
-            session.charge("run", prior_spends, record_ids)
+            session.charge(None, prior_spends, record_ids)
             return session.run(made, key, prior_spends, schema or {})
         writer = jax.process_index() == 0
         with Run(run_dir, options, may_change=("save_every",), writer=writer) as run:
@@ -422,7 +422,7 @@ class _Session:
         key: PRNGKeyArray,
         validation: tuple[np.ndarray, PrivateLabels] | None,
     ) -> Any:
-        """Returns the trainer of a stage: a brought one, or the model so far with fresh settings."""
+        """Returns a stage's trainer: the one brought, or a new one around the model so far."""
         if not isinstance(made, eqx.Module):
             if not isinstance(made, Trainer):
                 raise Error(
@@ -491,7 +491,7 @@ class _Session:
         return row
 
     def charge(
-        self, name: str, prior_spends: Sequence[Spend], record_ids: pl.DataFrame | None
+        self, name: str | None, prior_spends: Sequence[Spend], record_ids: pl.DataFrame | None
     ) -> None:
         """Charges the whole run before its first label is drawn; a second time costs nothing."""
         records = None
@@ -536,13 +536,13 @@ class _Session:
         """Proves the ratio of every mechanism that drew a label here, in exact arithmetic."""
         seen = sorted({int(k) for stage in done for k in np.unique(stage.private.k)})
         if self.classes > _PROVEN_CLASSES or np.isinf(self.method.epsilon):
-            return {"method": "none: too many classes, or no privacy asked for", "proven": False}
+            return {"method": "none: too many classes, or no privacy asked for", "holds": None}
         uniform = np.full(self.classes, 1 / self.classes)
         proofs = [RRTopK(self.classes, self.method.epsilon, k).verify(uniform) for k in seen]
         return {
             "method": "exact integer ratio of every answer, for every number of classes used",
             "k": seen,
-            "proven": all(proof.holds for proof in proofs),
+            "holds": all(proof.holds for proof in proofs),
         }
 
 
@@ -554,7 +554,7 @@ def _charge_id(drawn: DrawnLabels) -> str:
 
 
 def fingerprint(values: np.ndarray) -> str:
-    """Returns a hash of public inputs; labels are never hashed, since a hash of labels tells on them."""
+    """Returns a hash of public inputs. Labels are never hashed: their hash would tell on them."""
     digest = hashlib.sha256(f"{values.shape} {values.dtype}".encode())
     step = max(1, (1 << 24) // max(1, values[:1].nbytes))
     for start in range(0, len(values), step):

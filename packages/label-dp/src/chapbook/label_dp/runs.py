@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -26,8 +26,6 @@ from chapbook.label_dp.models import MLP, ConvNet, Logistic, ResNet18, initial_s
 from chapbook.label_dp.multi_stage import LPMST, Trained, fingerprint
 from chapbook.label_dp.randomized_response import PrivateLabels, RandomizedResponse
 from chapbook.label_dp.trainer import Training, predict_proba
-
-ModelName = Literal["mlp", "convnet", "resnet18", "logistic"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,12 +65,14 @@ class Saved:
         statistics: Its batch statistics.
         classes: The names of the classes.
         inputs: How the inputs are read.
+        label: The label's column in the training data.
     """
 
     model: Any
     statistics: Any
     classes: Classes
     inputs: Inputs
+    label: str
 
     def predict_proba(self, x: np.ndarray) -> np.ndarray:
         """Returns class probabilities."""
@@ -80,7 +80,7 @@ class Saved:
 
 
 def build(
-    name: ModelName, shape: Sequence[int], classes: int, settings: Settings, key: Any
+    name: str, shape: Sequence[int], classes: int, settings: Settings, key: Any
 ) -> eqx.Module:
     """Makes a built-in model for inputs of a shape.
 
@@ -112,7 +112,7 @@ def train_file(
     *,
     label: str,
     classes: Sequence[str],
-    model: ModelName = "mlp",
+    model: str = "mlp",
     epsilon: float = 1.0,
     stages: Sequence[float] = (0.65, 0.35),
     settings: Settings = Settings(),
@@ -176,14 +176,15 @@ def train_file(
         quiet=quiet,
     )
     if jax.process_index() == 0:
-        save_model(Path(out) / "model", trained, model, declared, examples.inputs, settings)
+        save_model(Path(out) / "model", trained, model, label, declared, examples.inputs, settings)
     return trained
 
 
 def save_model(
     folder: Path,
     trained: Trained,
-    name: ModelName,
+    name: str,
+    label: str,
     classes: Classes,
     inputs: Inputs,
     settings: Settings,
@@ -195,6 +196,7 @@ def save_model(
     # The config is written last: a folder that has one has whole weights.
     config = {
         "model": name,
+        "label": label,
         "classes": list(classes.names),
         "inputs": dataclasses.asdict(inputs),
         "settings": dataclasses.asdict(settings),
@@ -213,17 +215,12 @@ def load_model(run: str | Path) -> Saved:
     if not path.is_file():
         raise Error(f"{run}: holds no trained model", "train it first, or go on with its training")
     config = json.loads(path.read_text())
-    inputs = Inputs(
-        **{k: tuple(v) if isinstance(v, list) else v for k, v in config["inputs"].items()}
-    )
-    settings = Settings(
-        **{k: tuple(v) if isinstance(v, list) else v for k, v in config["settings"].items()}
-    )
+    inputs, settings = Inputs(**_tuples(config["inputs"])), Settings(**_tuples(config["settings"]))
     classes = Classes(config["classes"])
     made = build(config["model"], inputs.shape, len(classes), settings, jax.random.key(0))
     like = {"model": made, "statistics": initial_statistics(made)}
     tree = load_weights(folder / "weights.safetensors", like)
-    return Saved(tree["model"], tree["statistics"], classes, inputs)
+    return Saved(tree["model"], tree["statistics"], classes, inputs, config["label"])
 
 
 def predict_file(
@@ -257,8 +254,8 @@ def evaluate_file(
     run: str | Path,
     path: str | Path,
     *,
-    label: str,
     epsilon: float | None,
+    label: str | None = None,
     noise_seed: int | None = None,
 ) -> dict[str, Any]:
     """Measures a model's accuracy, on clean labels or on labels of randomised response.
@@ -270,12 +267,12 @@ def evaluate_file(
     Args:
         run: A run's folder.
         path: The file.
-        label: The column of the label.
         epsilon: The privacy budget of these labels; None for clean labels.
+        label: The column of the label; the one of the training if None.
         noise_seed: Of the privacy noise, which is then not private; for tests.
     """
     saved = load_model(run)
-    classes = saved.classes
+    classes, label = saved.classes, label or saved.label
     examples = read_examples(path, label=label, classes=classes.names, inputs=saved.inputs)
     assert examples.labels is not None
     predictions = saved.predict_proba(examples.x).argmax(axis=1)
@@ -316,6 +313,10 @@ def evaluate_file(
         "private": not private.seeded,
         "epsilon": float(epsilon),
     }
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
 
 
 def _ids(examples: Examples, columns: Sequence[str], path: str | Path) -> pl.DataFrame:

@@ -132,7 +132,7 @@ class Training:
 
 
 class ModelTrainer:
-    """Trains an Equinox model on noisy labels by `chapbook.core.fit`; fitting again goes on from it.
+    """Trains an Equinox model on noisy labels by `chapbook.core.fit`; fitting again goes on.
 
     Args:
         model: A module from a batch of inputs to logits; see `models` for those with statistics.
@@ -234,7 +234,7 @@ class ModelTrainer:
         return predict_proba(self.model, self.statistics, x, precision=self.training.precision)
 
     def _batch_size(self, rows: int) -> int:
-        """Returns the batch, cut to the records there are in multiples of the devices it spreads over."""
+        """Returns the batch size, cut to the records there are and a multiple of the devices."""
         devices = 1
         for axis in ("data", "fsdp"):
             devices *= self.mesh.shape.get(axis, 1) if self.mesh is not None else 1
@@ -377,7 +377,7 @@ def predict_proba(
 
 
 @eqx.filter_jit
-def _logits(model: Any, statistics: Statistics, x: Array, precision: str) -> Array:
+def _logits(model: Any, statistics: Statistics, x: Any, precision: str) -> Array:
     return forward(model, _cast(x, precision), statistics, train=False)[0].astype(jnp.float32)
 
 
@@ -426,7 +426,9 @@ class SklearnTrainer:
 
     def predict_proba(self, x: Shaped[np.ndarray, "rows ..."]) -> Float[np.ndarray, "rows classes"]:
         """Returns class probabilities, with a column for each of the K classes."""
-        found = self.estimator.predict_proba(np.asarray(x).reshape(len(x), -1))
+        found = np.asarray(self.estimator.predict_proba(np.asarray(x).reshape(len(x), -1)))
+        # Some estimators answer in float32, whose rows miss 1 by more than a prior may.
+        found = found.astype(np.float64) / found.sum(axis=1, keepdims=True, dtype=np.float64)
         out = np.zeros((len(x), self.num_classes))
         out[:, np.asarray(self.estimator.classes_, np.int64)] = found
         return out
