@@ -64,9 +64,7 @@ def test_composing_adds_up_record_by_record(ledger):
     ledger.charge(Spend("all", "rr", 1.0, 6), records=hashes(ledger, [1, 2, 3, 4, 5, 6]))
     ledger.charge(Spend("all", "rr", 2.0, 3), records=hashes(ledger, [7, 8, 9]))
     assert ledger.epsilon == 2.0  # disjoint records: parallel
-    entry = ledger.charge(
-        Spend("all", "rr", 0.5, 2), records=hashes(ledger, [1, 10]), compose=True
-    )
+    entry = ledger.charge(Spend("all", "rr", 0.5, 2), records=hashes(ledger, [1, 10]), compose=True)
     assert (entry.overlap, entry.spent) == (1, 1.5)
     assert ledger.epsilon == 2.0
     ledger.charge(Spend("all", "rr", 0.5, 1), records=hashes(ledger, [9]), compose=True)

@@ -176,7 +176,11 @@ class ClassLabeller:
 
     def check_prior(self, prior: np.ndarray, first_row: int) -> None:
         """Raises an error that names the first row of a block's prior that is no distribution."""
-        checked_rows(prior, first_row, normalize=self.normalize_prior)
+        try:
+            checked_rows(prior, first_row, normalize=self.normalize_prior)
+        except Error as problem:
+            hint = "--normalize-prior divides every row by its sum"
+            raise Error(problem.message, None if self.normalize_prior else hint) from None
 
     def details(self) -> dict[str, Any]:
         """Returns the classes."""

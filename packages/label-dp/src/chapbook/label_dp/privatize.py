@@ -165,6 +165,8 @@ def privatize_table(
     output = Path(output)
     if output.suffix.lower() not in WRITERS:
         raise Error(f"{output}: cannot write {output.suffix or 'no suffix'}; use {WRITERS}")
+    if not output.parent.is_dir():
+        raise Error(f"{output.parent}: no such folder")
     folder = output.with_name(output.name + ".drawn")
     for path in (output, certificate):
         if path is not None and Path(path).exists() and not folder.exists():

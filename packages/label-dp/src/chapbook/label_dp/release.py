@@ -182,18 +182,19 @@ class Release:
         """Draws a block of rows, or finds what was drawn for it."""
         labels, present = self._labels(frame[self._request.label], first)
         epsilon = self._record_epsilons(frame, first)
-        rows = frame.height
+        rows, kept = frame.height, prior
         if not present.all():
             frame, labels = frame.filter(present), labels[present]
-            prior = None if prior is None else prior[present]
+            kept = None if prior is None else prior[present]
             epsilon = epsilon[present] if epsilon.ndim else epsilon
 
         def draw() -> dict[str, np.ndarray]:
             entropy = self._entropy.child(_FIRST_BLOCK + number)
             try:
-                return self._labeller.draw(labels, prior, epsilon, entropy)
+                return self._labeller.draw(labels, kept, epsilon, entropy)
             except Error:
-                if prior is not None and present.all():
+                # The mechanism counts rows from the block's first; the file counts from its own.
+                if prior is not None and prior.shape[1] == self._labeller.num_answers:
                     self._labeller.check_prior(prior, first)
                 raise
 
