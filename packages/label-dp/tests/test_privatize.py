@@ -529,7 +529,7 @@ def assert_released(frame: pl.DataFrame, held: dict) -> None:
         np.testing.assert_array_equal(answers[rows].to_numpy(), arrays["label"])
 
 
-@pytest.mark.parametrize("stride", [4, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stride", [6, pytest.param(1, marks=pytest.mark.slow)])
 def test_no_kill_at_any_point_draws_a_label_twice(tmp_path, stride):
     table(192).drop(PRIOR).write_parquet(tmp_path / "in.parquet")
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1"}
