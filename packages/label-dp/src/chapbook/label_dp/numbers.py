@@ -155,7 +155,7 @@ class NumberLabeller:
             raise RuntimeError("the bins' weights break the ratio that was promised")
         ratio = proof.largest_ratio
         bound = proof.bound
-        share = float(ratio / bound) if ratio is not None and bound is not None else 0.0
+        share = float(ratio / bound) if np.isfinite(float(bound)) else 0.0
         return {
             "method": "exact arithmetic over the integer weights of every answer and bin",
             "cases": len(self._fitted().outputs),

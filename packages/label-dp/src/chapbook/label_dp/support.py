@@ -19,7 +19,7 @@ SUM_TOLERANCE = 1e-6
 # Up to this many classes the transposed layout is faster; its counts must fit a byte.
 FEW_CLASSES = 48
 # Rows of a block that are solved first, to start the others near their solution.
-_SAMPLE_ROWS = 16
+_SAMPLE_ROWS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -312,20 +312,20 @@ def _descending(rows: np.ndarray) -> list[np.ndarray]:
 def _many_best(prior: np.ndarray, top: np.ndarray, t: np.ndarray) -> ManyClasses:
     rows, classes = prior.shape
     lower = np.maximum(top, 1 / (1 + (classes - 1) * t))
-    sample = min(rows, _SAMPLE_ROWS)
-    flat, best = _rise(prior[:sample], lower[:sample], t[:sample])
-    if rows > sample:
-        # Starting near w* spares most of the work. The start of a row is a guess from the sample;
-        # one that was too high is seen, because the iteration only rises from below w*.
-        gain = float((best / lower[:sample]).min())
-        start = np.maximum(lower * max(1.0, 0.8 * gain), 0.8 * float(best.min()))
-        flat, best = _rise(prior, start, t)
-        failed = np.flatnonzero(best < start)
-        if failed.size:
-            again, _ = _rise(prior[failed], lower[failed], t[failed])
-            fine = flat[~np.isin(flat // classes, failed)]
-            again += (failed - np.arange(len(failed)))[again // classes] * classes
-            flat = np.sort(np.concatenate([fine, again]))
+    # Starting near w* spares most of the work. The start of a row is a guess from a few rows that
+    # are sorted; one that was too high is seen, because the iteration only rises from below w*.
+    few = slice(0, _SAMPLE_ROWS)
+    sums = np.sort(prior[few], axis=1)[:, ::-1].cumsum(axis=1)
+    best = (sums / (1 + np.arange(classes) * t[few, None])).max(axis=1)
+    gain = float((best / lower[few]).min())
+    start = np.maximum(lower * max(1.0, 0.8 * gain), 0.8 * float(best.min()))
+    flat, best = _rise(prior, start, t)
+    failed = np.flatnonzero(best < start)
+    if failed.size:
+        again, _ = _rise(prior[failed], lower[failed], t[failed])
+        fine = flat[~np.isin(flat // classes, failed)]
+        again += (failed - np.arange(len(failed)))[again // classes] * classes
+        flat = np.sort(np.concatenate([fine, again]))
     counts = np.diff(np.searchsorted(flat, np.arange(rows + 1) * classes))
     empty = np.flatnonzero(counts == 0)
     if empty.size:
@@ -344,7 +344,7 @@ def _rise(prior: np.ndarray, start: np.ndarray, t: np.ndarray) -> tuple[np.ndarr
     rows, classes = prior.shape
     threshold = np.where(t == 0, -1, t * start).astype(prior.dtype)
     # One comparison with the block's least threshold leaves a short list to work on.
-    flat = np.flatnonzero(prior > threshold.min())
+    flat = _true_cells(prior, threshold.min())
     values, row = prior.reshape(-1)[flat], flat // classes
     lower, found = np.where(t == 1, start, 0.0), -1
     while True:
@@ -357,6 +357,19 @@ def _rise(prior: np.ndarray, start: np.ndarray, t: np.ndarray) -> tuple[np.ndarr
         reached = np.bincount(row, values, rows) / (1 + np.maximum(count - 1, 0) * t)
         lower = np.maximum(lower, reached)
         threshold = np.where(t == 0, -1, t * lower).astype(prior.dtype)
+
+
+def _true_cells(prior: np.ndarray, threshold: np.floating) -> np.ndarray:
+    """Returns the flat indices of the probabilities above a threshold.
+
+    They are few: looking at eight booleans as one word skips most of them at once.
+    """
+    above = np.zeros(-(-prior.size // 8) * 8, bool)
+    np.greater(prior.reshape(-1), threshold, out=above[: prior.size])
+    words = above.view(np.uint64)
+    found = np.flatnonzero(words != 0)
+    cells = np.flatnonzero(words[found].view(bool))
+    return found[cells >> 3] * 8 + (cells & 7)
 
 
 def top_support(
