@@ -51,7 +51,7 @@ def light(session: nox.Session, bounds: str) -> None:
     session.run("pytest", *light, *session.posargs)
 
 
-LIGHT_MODULES = ("import", "config", "io", "cli", "datasets")
+LIGHT_MODULES = ("import", "config", "io", "tables", "run", "cli", "datasets")
 
 
 @nox.session

@@ -115,7 +115,8 @@ def check_alone(name: str, wheel: Path, entry: str | None, python: str) -> None:
         if strangers := houses - {"chapbook-core", f"chapbook-{name}"}:
             sys.exit(f"error: {name} brings other papers: {', '.join(sorted(strangers))}")
         module = f"chapbook.{name.replace('-', '_')}"
-        modules = [module, "chapbook.core.cli", "chapbook.core.io"] if name == "core" else [module]
+        light = (".cli", ".run", ".tables") if name == "core" else ()
+        modules = [module, *(module + part for part in light)]
         seconds, loaded = json.loads(run([inside, "-c", IMPORT, ",".join(HEAVY), *modules]).stdout)
         if name == "core" and loaded:
             sys.exit(f"error: importing core's light half loads {', '.join(loaded)}")

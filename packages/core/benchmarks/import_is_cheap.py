@@ -15,10 +15,10 @@ from pathlib import Path
 
 from chapbook.core.io import write_atomic
 
-CLAIM = "importing chapbook.core, .cli and .io costs at most 0.05 s of CPU over typer and polars"
+CLAIM = "importing chapbook.core, .cli and .run costs at most 0.05 s of CPU over typer and polars"
 SIDES = {
     "typer, polars": "import typer, polars",
-    "chapbook.core, .cli, .io": "import chapbook.core, chapbook.core.cli, chapbook.core.io",
+    "chapbook.core, .cli, .run": "import chapbook.core, chapbook.core.cli, chapbook.core.run",
     "chapbook.core": "import chapbook.core",
 }
 

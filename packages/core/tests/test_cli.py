@@ -12,7 +12,8 @@ import typer
 
 from chapbook.core import cli
 from chapbook.core.errors import Error, MissingExtra, TableError
-from chapbook.core.io import Run, read_table
+from chapbook.core.run import Run
+from chapbook.core.tables import read_table
 
 app = cli.app("toy", "A toy.", version="1.2")
 SEEN = {}

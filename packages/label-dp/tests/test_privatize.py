@@ -14,7 +14,7 @@ import pytest
 from scipy import stats
 
 from chapbook.core.errors import Error, TableError
-from chapbook.core.io import read_table
+from chapbook.core.tables import read_table
 from chapbook.label_dp import release as release_module
 from chapbook.label_dp.bins import Loss, RROnBins
 from chapbook.label_dp.certificate import Certificate

@@ -14,16 +14,9 @@ if TYPE_CHECKING:
     from chapbook.core.checkpoint import Checkpoints
     from chapbook.core.config import configure
     from chapbook.core.data import Batches, arrays, frame, place, tokens
-    from chapbook.core.io import (
-        Run,
-        append_jsonl,
-        expand,
-        read_table,
-        scan_table,
-        write_atomic,
-        write_table,
-    )
+    from chapbook.core.io import append_jsonl, write_atomic
     from chapbook.core.meshes import init, local_batch, mesh, replicated, simulate
+    from chapbook.core.run import Run
     from chapbook.core.sharding import (
         RULES,
         axes,
@@ -36,6 +29,7 @@ if TYPE_CHECKING:
         specs,
         use,
     )
+    from chapbook.core.tables import expand, read_table, scan_table, write_table
     from chapbook.core.train import Log, Policy, Result, Stop, compile_step, fit, mean_over
     from chapbook.core.weights import load_weights, save_weights
 
@@ -43,9 +37,11 @@ _HOMES = {
     "checkpoint": "Checkpoints",
     "config": "configure",
     "data": "Batches arrays frame place tokens",
-    "io": "Run append_jsonl expand read_table scan_table write_atomic write_table",
+    "io": "append_jsonl write_atomic",
     "meshes": "init local_batch mesh replicated simulate",
+    "run": "Run",
     "sharding": "RULES axes constrain create describe like names shardings specs use",
+    "tables": "expand read_table scan_table write_table",
     "train": "Log Policy Result Stop compile_step fit mean_over",
     "weights": "load_weights save_weights",
 }

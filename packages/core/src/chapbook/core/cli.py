@@ -23,7 +23,9 @@ import polars as pl
 import typer
 
 from chapbook.core.errors import Error
-from chapbook.core.io import Run, write_atomic, write_table
+from chapbook.core.io import write_atomic
+from chapbook.core.run import Run
+from chapbook.core.tables import write_table
 
 Item = TypeVar("Item")
 

@@ -20,7 +20,8 @@ from pathlib import Path
 import platformdirs
 
 from chapbook.core.errors import Error
-from chapbook.core.io import lock, write_atomic
+from chapbook.core.io import write_atomic
+from chapbook.core.run import lock
 
 _PIP = ["--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--retries=2", "--quiet"]
 _CLIENTS = {

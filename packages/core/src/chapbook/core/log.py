@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from chapbook.core.io import Run
+from chapbook.core.run import Run
 
 # Dense bfloat16 operations a second. Variants of a chip with other clocks (PCIe, NVL) are left out.
 PEAK = {

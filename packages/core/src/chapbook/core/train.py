@@ -28,10 +28,10 @@ from jaxtyping import Array, Key, PyTree
 from chapbook.core.checkpoint import Checkpoints
 from chapbook.core.data import Placed, place
 from chapbook.core.errors import Error
-from chapbook.core.io import Run
 from chapbook.core.log import Log, peak_flops
 from chapbook.core.meshes import mesh as mesh_of
 from chapbook.core.meshes import replicated
+from chapbook.core.run import Run
 from chapbook.core.sharding import RULES, Patterns, Rules, like, shardings, use
 from chapbook.core.step import Policy, State, Step, Update, cast, compile_step, update
 

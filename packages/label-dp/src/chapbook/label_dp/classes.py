@@ -100,7 +100,7 @@ def read_classes(path: str | Path) -> list[str]:
     if path.suffix in ("", ".txt", ".list"):
         names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
     else:
-        from chapbook.core.io import read_table
+        from chapbook.core.tables import read_table
 
         table = read_table(path)
         if table.width != 1:

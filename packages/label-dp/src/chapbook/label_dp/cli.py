@@ -234,7 +234,7 @@ def regress_privatize(
     label-dp regress-privatize --input d.parquet --label income --range 0,200000 --epsilon 1
     --prior-epsilon 0.1 --output private.parquet
     """
-    from chapbook.core.io import read_table
+    from chapbook.core.tables import read_table
     from chapbook.label_dp.bins import Loss
     from chapbook.label_dp.numbers import NumberLabeller, public_atoms
     from chapbook.label_dp.sources import ClusterPrior

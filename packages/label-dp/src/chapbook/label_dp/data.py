@@ -112,7 +112,7 @@ def read_examples(
         return _folder(path, label, classes, inputs)
     if path.suffix == ".npz":
         return _npz(path, label, classes, inputs)
-    from chapbook.core.io import read_table
+    from chapbook.core.tables import read_table
 
     table = read_table(path, private=[label] if label else [])
     if not table.height:

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chapbook.core.errors import Error
-from chapbook.core.io import lock, write_atomic
+from chapbook.core.io import write_atomic
+from chapbook.core.run import lock
 from chapbook.label_dp.certificate import Spend, total_epsilon
 from chapbook.label_dp.records import RecordHashes
 

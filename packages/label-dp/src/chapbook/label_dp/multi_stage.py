@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int, PRNGKeyArray, Shaped
 
 from chapbook.core.errors import Error
-from chapbook.core.io import Run
+from chapbook.core.run import Run
 from chapbook.core.sharding import RULES, Rules
 from chapbook.label_dp import priors
 from chapbook.label_dp.certificate import Certificate, Spend, total_epsilon

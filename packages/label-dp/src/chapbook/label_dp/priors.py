@@ -317,7 +317,7 @@ def from_table(
     """
     import narwhals as nw
 
-    from chapbook.core.io import read_table
+    from chapbook.core.tables import read_table
 
     frame = read_table(table) if isinstance(table, str | Path) else table
     frame = nw.from_native(frame, eager_only=True)

@@ -20,7 +20,7 @@ import numpy as np
 import polars as pl
 
 from chapbook.core.errors import Error
-from chapbook.core.io import lock
+from chapbook.core.run import lock
 from chapbook.label_dp.certificate import METADATA_KEY, Certificate
 from chapbook.label_dp.classes import Classes
 from chapbook.label_dp.drawn import DrawnLabels, publish

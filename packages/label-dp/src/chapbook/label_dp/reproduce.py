@@ -23,7 +23,8 @@ import polars as pl
 
 from chapbook.core import cli
 from chapbook.core.errors import Error
-from chapbook.core.io import Run, write_table
+from chapbook.core.run import Run
+from chapbook.core.tables import write_table
 from chapbook.label_dp import priors
 from chapbook.label_dp.additive import ExponentialMechanism, LaplaceMechanism, StaircaseMechanism
 from chapbook.label_dp.bins import RROnBins
@@ -275,7 +276,7 @@ def ratings(run: Run, seeds: int, quiet: bool) -> list[Claim]:
 
 
 def regression(run: Run, seeds: int, quiet: bool) -> list[Claim]:
-    """Compares the noise of regression mechanisms by exact enumeration: no seed has a part in it."""
+    """Compares the noise of regression mechanisms by exact enumeration, without any seed."""
     from sklearn.datasets import load_diabetes
 
     film = movielens_100k()["rating"].to_numpy().astype(float)

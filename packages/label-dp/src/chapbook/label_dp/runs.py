@@ -13,7 +13,8 @@ import polars as pl
 from jax.sharding import Mesh
 
 from chapbook.core.errors import Error
-from chapbook.core.io import write_atomic, write_table
+from chapbook.core.io import write_atomic
+from chapbook.core.tables import write_table
 from chapbook.core.weights import load_weights, save_weights
 from chapbook.label_dp.certificate import Spend
 from chapbook.label_dp.classes import Classes

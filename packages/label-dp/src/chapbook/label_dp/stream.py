@@ -12,7 +12,7 @@ import polars as pl
 from polars.io.plugins import register_io_source
 
 from chapbook.core.errors import Error, TableError
-from chapbook.core.io import scan_table
+from chapbook.core.tables import scan_table
 
 WRITERS = (".parquet", ".csv", ".jsonl", ".ndjson", ".ipc", ".arrow", ".feather")
 
@@ -41,7 +41,7 @@ class Source:
         """Returns a file as a source.
 
         Args:
-            path: A file that `chapbook.core.io.scan_table` reads.
+            path: A file that `chapbook.core.tables.scan_table` reads.
             label: The private column; it is read as text from text files, so that no reader ever
                 fails on one of its values.
 

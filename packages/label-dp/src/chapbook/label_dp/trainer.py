@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
 from chapbook.core.data import Batches, arrays
 from chapbook.core.errors import Error
-from chapbook.core.io import Run
+from chapbook.core.run import Run
 from chapbook.core.sharding import RULES, Rules
 from chapbook.core.train import Result, Stop, fit
 from chapbook.label_dp import schedules
