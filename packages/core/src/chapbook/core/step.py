@@ -9,6 +9,7 @@
 import dataclasses
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -219,10 +220,10 @@ class Step:
         memory: XLA's account of one device: `argument_size_in_bytes`, `alias_size_in_bytes`, ...
     """
 
-    def __init__(self, compiled: Any, structure: Any, leaves: list, constants: list, serial: bool):
-        self._compiled, self._structure, self._serial = compiled, structure, serial
+    def __init__(self, compiled: Any, structure: Any, leaves: list, constants: list, ahead: int):
+        self._compiled, self._structure, self._ahead = compiled, structure, ahead
         self._leaves, self._constants = leaves, constants
-        self._last: Any = None
+        self._running: deque[Array] = deque()
         self.names: tuple[str, ...] = ()
         self.seconds = 0.0
         self.flops: float | None = None
@@ -231,17 +232,16 @@ class Step:
 
     def __call__(self, batch: Batch) -> Float[Array, " metrics"]:
         """Advances the state by one batch and returns the metrics, still on the device."""
-        # Programs in flight at once wait for each other's threads in the collectives of simulated
-        # devices, and abort the process.
-        if self._serial and self._last is not None:
-            self._last.block_until_ready()
-        self._leaves, self._last = self._compiled(self._leaves, self._constants, batch)
-        return self._last
+        if len(self._running) == self._ahead:
+            self._running.popleft().block_until_ready()
+        self._leaves, values = self._compiled(self._leaves, self._constants, batch)
+        self._running.append(values)
+        return values
 
     def wait(self) -> None:
         """Waits for the last step to be done."""
-        if self._last is not None:
-            self._last.block_until_ready()
+        for values in self._running:
+            values.block_until_ready()
 
     @property
     def state(self) -> Any:
@@ -301,7 +301,11 @@ def compile_step(
     compiled = traced.lower().compile()
     devices = first.device_set
     device = next(iter(first.addressable_devices))
-    step = Step(compiled, structure, leaves, fixed, device.platform == "cpu")
+    # Several programs at once on simulated devices wait for each other's threads in collectives and
+    # abort the process. Elsewhere a second step may wait its turn while the first runs; more would
+    # only hold more batches.
+    ahead = 1 if device.platform == "cpu" and len(devices) > 1 else 2
+    step = Step(compiled, structure, leaves, fixed, ahead)
     step.names, step.seconds = names, time.perf_counter() - start
     primitives = set(_primitives(traced.jaxpr.jaxpr))
     step.recomputes = bool(primitives & {"remat2", "remat", "checkpoint"})
