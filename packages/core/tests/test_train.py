@@ -10,7 +10,18 @@ import numpy as np
 import optax
 import pytest
 
-from chapbook.core import Batches, Error, Run, Stop, arrays, compile_step, fit, mean_over, mesh
+from chapbook.core import (
+    Batches,
+    Error,
+    Run,
+    Stop,
+    arrays,
+    compile_step,
+    fit,
+    mean_over,
+    mesh,
+    place,
+)
 from chapbook.core.log import Log, peak_flops
 from chapbook.core.sharding import axes, shardings
 from chapbook.core.train import Policy
@@ -570,6 +581,36 @@ def test_batches_without_a_state_cannot_be_resumed(tmp_path):
             else:
                 with pytest.raises(Error, match="cannot be resumed: they have no get_state"):
                     fit(square, linear(), optax.sgd(0.1), listed(4), steps=4, key=KEY, run=run)
+
+
+def test_placed_batches_are_taken_as_they_are():
+    with place(batches(), mesh("auto")) as placed:
+        result = fit(square, linear(), optax.adam(0.1), placed, steps=3, key=KEY)
+        same(next(placed), listed(4)[3])  # left open, and where training ended
+    same(result.model, by_hand(listed(3), optax.adam(0.1)), 1e-5)
+
+
+def test_a_state_of_bytes_as_grains_loader_gives_is_kept(tmp_path):
+    class Loader:
+        def __init__(self):
+            self.batches = batches()
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            return next(self.batches)
+
+        def get_state(self):
+            return json.dumps(self.batches.get_state()).encode()
+
+        def set_state(self, state):
+            self.batches.set_state(json.loads(state))
+
+    for steps in (3, 6):
+        with Run(tmp_path / "run", {}) as run:
+            result = fit(square, linear(), optax.adam(0.1), Loader(), steps=steps, key=KEY, run=run)
+    same(result.model, by_hand(listed(6), optax.adam(0.1)), 1e-5)
 
 
 def test_training_ends_with_the_data():
