@@ -289,6 +289,7 @@ FAULTS = [
     (nothing, BASE.replace("out.parquet", "no/out.parquet"), "no: no such folder"),
     (bad_ledger, f"{BASE} --ledger ledger.json", "ledger.json: not a label-dp ledger"),
     (nothing, f"{BASE} --compose", "--compose adds up in a ledger"),
+    (nothing, BASE.replace("d.csv", "-"), "stdin cannot be read twice"),
     (nothing, f"{BASE} --missing ignore", "--missing ignore is unknown"),
     (nothing, f"{BASE} --epsilon-column x", "give either an epsilon or a column"),
     (nothing, BASE.replace("--epsilon 1", "--epsilon-column y"), "column y is the label itself"),

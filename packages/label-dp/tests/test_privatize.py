@@ -269,6 +269,16 @@ def test_a_prior_file_is_read_beside_the_table(tmp_path, small_blocks):
     assert pl.read_parquet(tmp_path / "one.parquet").equals(expected)
 
 
+def test_many_files_are_one_table(tmp_path, small_blocks):
+    frame = table()
+    for number in range(3):
+        part = frame[number * 100 : number * 100 + 100]
+        part.write_csv(tmp_path / f"part-{number}.v2.csv")
+    privatize_table(tmp_path / "part-*.v2.csv", tmp_path / "out.parquet", request())
+    expected = privatize_rows(frame, request()).frame
+    assert pl.read_parquet(tmp_path / "out.parquet").equals(expected)
+
+
 @pytest.mark.parametrize("rows", [299, 301, 63, 64, 128])
 def test_a_prior_file_of_another_length_is_refused(tmp_path, small_blocks, rows):
     frame = table()

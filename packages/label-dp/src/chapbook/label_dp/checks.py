@@ -10,6 +10,8 @@ import polars as pl
 from chapbook.core.errors import Error
 from chapbook.label_dp.audit import Audit, audit_epsilon
 from chapbook.label_dp.bins import RROnBins
+from chapbook.label_dp.certificate import Certificate, total_epsilon
+from chapbook.label_dp.labellers import prove_weights
 from chapbook.label_dp.privatize import privatize_frame
 from chapbook.label_dp.randomized_response import RandomizedResponse, RRTopK, RRWithPrior
 from chapbook.label_dp.verify import Proof
@@ -77,6 +79,23 @@ def _proof(mechanism: str, classes: int, epsilon: float, random: np.random.Gener
     if mechanism == "rr-top-k":
         return RRTopK(classes, epsilon, int(random.integers(1, classes + 1))).verify(prior)
     return RRWithPrior(classes, epsilon).verify(prior)
+
+
+def verify_certificate(certificate: Certificate) -> None:
+    """Checks that a certificate's spends add up, and proves the ratio of what it says was drawn.
+
+    Raises:
+        Error: The spends exceed epsilon.
+        RuntimeError: A mechanism breaks its ratio, which would be a bug.
+    """
+    shared = int(certificate.group.get("largest", 1))
+    total = total_epsilon(certificate.spends) * shared
+    # Sums of floats are rounded; the shares themselves were rounded down.
+    if total > certificate.epsilon * (1 + 1e-12):
+        raise Error(f"the certificate's spends add up to {total:g}, not {certificate.epsilon:g}")
+    supports = np.unique(np.geomspace(1, certificate.num_classes, 1000).round().astype(int))
+    for spend in certificate.spends:
+        prove_weights((spend.epsilon, int(k)) for k in supports)
 
 
 def audit_privatizer(

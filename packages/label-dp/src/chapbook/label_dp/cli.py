@@ -344,23 +344,26 @@ def verify(
         raise Error("give either --certificate or --mechanism")
     if certificate is not None:
         from chapbook.label_dp.certificate import Certificate
+        from chapbook.label_dp.checks import verify_certificate
 
-        _show(Certificate.load(certificate), as_json=as_json)
+        found = Certificate.load(certificate)
+        verify_certificate(found)
+        _show(found, as_json=as_json)
         return
     from dataclasses import asdict
 
     from chapbook.label_dp.checks import verify_mechanism
 
     steps = cli.progress(range(trials), "proofs", total=trials, quiet=quiet)
-    found = verify_mechanism(mechanism or "", classes, epsilon, steps, seed)
+    proofs = verify_mechanism(mechanism or "", classes, epsilon, steps, seed)
     if as_json:
-        _print_json({**asdict(found), "holds": found.holds})
+        _print_json({**asdict(proofs), "holds": proofs.holds})
     else:
         typer.echo(
-            f"{found.mechanism}, K = {classes}, epsilon {epsilon:g}: {found.held} of {trials} exact"
-            f" proofs hold; largest ratio {found.largest_ratio:.15g}"
+            f"{proofs.mechanism}, K = {classes}, epsilon {epsilon:g}: {proofs.held} of {trials}"
+            f" exact proofs hold; largest ratio {proofs.largest_ratio:.15g}"
         )
-    if not found.holds:
+    if not proofs.holds:
         raise typer.Exit(3)
 
 

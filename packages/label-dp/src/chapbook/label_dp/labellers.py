@@ -1,6 +1,7 @@
 """What a table's private column may hold and how it is drawn; numbers are in `numbers`."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Protocol
@@ -207,25 +208,41 @@ class ClassLabeller:
         return {(float(e), int(k)) for e, k in pairs}
 
     def verify(self, uses: set[tuple[float, int]]) -> Mapping[str, Any]:
-        """Proves `max Pr[answer] <= e^eps min Pr[answer]` from the integer weights that were used.
+        """Proves the ratio of every (epsilon, k) that was drawn with, see `prove_weights`."""
+        return prove_weights(uses)
 
-        Whatever the prior, a record that answers among k classes has three weights: the true
-        label's, another's, and everyone's when the true label is not among the k.
-        """
-        worst, holds = 0.0, True
-        for epsilon, k in uses:
-            total, keep, other, uniform = response_weights(epsilon, k)
-            holds &= keep + (k - 1) * other == total == k * uniform
-            low = min(other if k > 1 else keep, uniform)
-            if epsilon < np.inf:
-                ratio = Fraction(max(keep, uniform), low) if low else Fraction(0)
-                holds &= low > 0 and ratio <= exp_lower_bound(epsilon)
-                worst = max(worst, float(ratio / exp_lower_bound(epsilon)))
-        if not holds:
-            raise RuntimeError("a drawn label's weights break the ratio that was promised")
-        return {
-            "method": "exact arithmetic over the integer weights of every (epsilon, k) drawn",
-            "cases": len(uses),
-            "largest ratio over e^epsilon": worst,
-            "holds": True,
-        }
+
+def prove_weights(uses: Iterable[tuple[float, int]]) -> dict[str, Any]:
+    """Proves `max Pr[answer] <= e^eps min Pr[answer]` from the integer weights, exactly.
+
+    Whatever the prior, a record that answers among k classes has three weights: the true label's,
+    another's, and everyone's when the true label is not among the k.
+
+    Args:
+        uses: Pairs of epsilon and k.
+
+    Returns:
+        What was checked, for a certificate.
+
+    Raises:
+        RuntimeError: The weights break the ratio, which would be a bug.
+    """
+    worst, holds, cases = 0.0, True, 0
+    for epsilon, k in uses:
+        total, keep, other, uniform = response_weights(epsilon, k)
+        cases += 1
+        holds &= keep + (k - 1) * other == total == k * uniform
+        low = min(other if k > 1 else keep, uniform)
+        if epsilon < math.inf:
+            bound = exp_lower_bound(epsilon)
+            ratio = Fraction(max(keep, uniform), low) if low else bound + 1
+            holds &= ratio <= bound
+            worst = max(worst, float(ratio / bound))
+    if not holds:
+        raise RuntimeError("a mechanism's integer weights break the ratio that was promised")
+    return {
+        "method": "exact arithmetic over the integer weights of every (epsilon, k) drawn",
+        "cases": cases,
+        "largest ratio over e^epsilon": worst,
+        "holds": True,
+    }

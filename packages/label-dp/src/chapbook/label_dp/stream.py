@@ -12,11 +12,9 @@ import polars as pl
 from polars.io.plugins import register_io_source
 
 from chapbook.core.errors import Error, TableError
-from chapbook.core.tables import scan_table
+from chapbook.core.tables import expand, scan_table
 
 WRITERS = (".parquet", ".csv", ".jsonl", ".ndjson", ".ipc", ".arrow", ".feather")
-
-
 _GUESS_ROWS = 10_000
 _GROUP_ROWS = 1 << 17  # the writer holds a few row groups in memory
 
@@ -48,8 +46,11 @@ class Source:
         Raises:
             Error: The file is missing, empty or of no known format.
         """
+        if str(path) == "-":
+            raise Error("stdin cannot be read twice, which a table may need; name a file")
         path = Path(path)
-        text = path.name.split(".")[1:2] in (["csv"], ["tsv"])
+        many = len(expand(path)) > 1
+        text = bool({".csv", ".tsv"} & set(path.suffixes[-2:]))  # packed perhaps: d.csv.gz
         lines = text or path.suffix.lower() in (".jsonl", ".ndjson")
         lazy = scan_table(path)
         if text:
@@ -63,7 +64,9 @@ class Source:
             if label is not None:
                 types[f"{label}?"] = pl.String()
             lazy = scan_table(path, schema=types)
-        return cls(lazy, str(path), 2 if text else 1 if lines else 0, path)
+        # Of many files only the row within all of them is known, not the line.
+        first_row = 0 if many else 2 if text else 1 if lines else 0
+        return cls(lazy, str(path), first_row, path)
 
     @classmethod
     def frame(cls, frame: pl.DataFrame) -> "Source":
@@ -124,7 +127,12 @@ class Source:
             yield held
 
 
-def fingerprint(path: Path) -> dict[str, Any]:
+def fingerprint(path: Path) -> list[dict[str, Any]]:
+    """Returns what tells a file, or each file of a pattern, from another version of it."""
+    return [_facts(file) for file in expand(path)]
+
+
+def _facts(path: Path) -> dict[str, Any]:
     """Returns a file's size, time of change, and a hash of 64 pieces spread over it."""
     facts = path.stat()
     digest = hashlib.sha256()
