@@ -36,12 +36,8 @@ def _precision(text: str) -> str:
     return text
 
 
-TableIn = Annotated[
-    Path,
-    typer.Argument(
-        metavar="TABLE", help="A csv, tsv, parquet, ipc, jsonl, json or xlsx file; - is stdin."
-    ),
-]
+_FILES = "A csv, tsv, parquet, ipc, jsonl, json or xlsx file; - is stdin."
+TableIn = Annotated[Path, typer.Argument(metavar="TABLE", help=_FILES)]
 TableOut = Annotated[
     Path, typer.Option("--output", metavar="TABLE", help="The file to write; - is stdout.")
 ]
@@ -55,14 +51,9 @@ Devices = Annotated[
     int | None, typer.Option("--devices", min=1, help="Simulate this many devices on the CPU.")
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same result.")]
+_TYPE = "The type of the computation, float32 or bfloat16; parameters stay float32."
 Precision = Annotated[
-    str,
-    typer.Option(
-        "--precision",
-        parser=_precision,
-        metavar="float32|bfloat16",
-        help="The type of the computation; parameters stay float32.",
-    ),
+    str, typer.Option("--precision", parser=_precision, metavar="TYPE", help=_TYPE)
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Empty the run's folder first.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
@@ -87,17 +78,12 @@ def app(name: str, help: str, version: str) -> typer.Typer:  # noqa: A002
             typer.echo(f"{name} {version} ({', '.join(parts)})")
             raise typer.Exit
 
+    shown = typer.Option("--version", callback=show_version, is_eager=True, help="Show versions.")
+    debug = typer.Option("--debug", help="Show the traceback of an error.")
+
     @made.callback()
     def options(
-        version: Annotated[
-            bool,
-            typer.Option(
-                "--version", callback=show_version, is_eager=True, help="Show the versions."
-            ),
-        ] = False,
-        debug: Annotated[
-            bool, typer.Option("--debug", help="Show the traceback of an error.")
-        ] = False,
+        version: Annotated[bool, shown] = False, debug: Annotated[bool, debug] = False
     ) -> None:
         pass
 
@@ -117,23 +103,22 @@ def claims(
     Raises:
         typer.Exit: With code 3, when a claim is not held. A figure that is NaN holds no claim.
     """
-    names = ("claim", "paper", "ours", "unit", "low", "high", "held")
-    found = []
-    for claim, paper, ours, unit, low, high in rows:
-        held = (-math.inf if low is None else low) <= ours <= (math.inf if high is None else high)
-        found.append(dict(zip(names, (claim, paper, ours, unit, low, high, held), strict=True)))
-    run.results({"claims": found})
-    texts = [{n: "" if v is None else str(v) for n, v in row.items()} for row in found]
-    write_table(pl.DataFrame(texts), run.path / "claims.csv")
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("claim", "paper", "ours", "unit", "needed", "")
-    for row in found:
-        shown = [_figure(row["paper"]), _figure(row["ours"]), row["unit"]]
-        needed = f"{_figure(row['low'])} to {_figure(row['high'])}"
-        table.add_row(row["claim"], *shown, needed, "held" if row["held"] else "NOT HELD")
-    Console().print(table)
+    found: list[dict[str, Any]] = []
+    shown = Table("claim", "paper", "ours", "unit", "needed", "")
+    for claim, paper, ours, unit, low, high in rows:
+        held = (-math.inf if low is None else low) <= ours <= (math.inf if high is None else high)
+        row = {"claim": claim, "paper": paper, "ours": ours, "unit": unit, "low": low, "high": high}
+        found.append(row | {"held": held})
+        needed = f"{_figure(low)} to {_figure(high)}"
+        verdict = "held" if held else "NOT HELD"
+        shown.add_row(claim, _figure(paper), _figure(ours), unit, needed, verdict)
+    run.results({"claims": found})
+    texts = [{n: "" if v is None else str(v) for n, v in row.items()} for row in found]
+    write_table(pl.DataFrame(texts), run.path / "claims.csv")
+    Console().print(shown)
     if not all(row["held"] for row in found):
         raise typer.Exit(3)
 
@@ -195,60 +180,53 @@ def main(made: typer.Typer) -> Callable[..., NoReturn]:
 
 def _report(problem: BaseException, debug: bool) -> int:
     """Prints what the user needs to know of an exception, and returns the exit code."""
-    if isinstance(problem, SystemExit):
-        return problem.code if isinstance(problem.code, int) else 1
-    if isinstance(problem, typer.Exit):
-        return problem.exit_code
-    if isinstance(problem, KeyboardInterrupt | typer.Abort):
-        return 130
-    if isinstance(problem, BrokenPipeError):
-        # Python flushes stdout once more at exit, which must not fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    match problem:
+        case SystemExit(code=int(code)) | typer.Exit(exit_code=code):
+            return code
+        case KeyboardInterrupt() | typer.Abort():
+            return 130
+        case BrokenPipeError():
+            # Python flushes stdout once more at exit, which must not fail again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
     if debug:
         traceback.print_exception(problem)
     known = _known(problem)
-    if known is None:
-        return _bug(problem)
-    message, hint = known
-    _say("error: " + message)
-    if hint:
-        _say("hint: " + hint)
-    return 2
+    for word, line in zip(("error", "hint"), known or _bug(problem), strict=True):
+        if line:
+            typer.echo(f"{word}: {' '.join(line.split())}", err=True)
+    return 2 if known else 1
 
 
 def _known(problem: BaseException) -> tuple[str, str | None] | None:
     """Returns the message and hint of an error that the user can mend, else None."""
     text = str(problem)
-    if isinstance(problem, Error):
-        return problem.message, problem.hint
+    match problem:
+        case Error():
+            return problem.message, problem.hint
+        case OSError(filename=str(name), strerror=str(reason)):
+            return f"{name}: {reason}", None
+        # Polars' own: a lazy table whose values do not fit, a disk that is full.
+        case OSError() | pl.exceptions.ComputeError():
+            return text.partition("\n")[0] or type(problem).__name__, None
+        case ModuleNotFoundError(name=None):  # Polars says itself what to install
+            return text, None
+        case ModuleNotFoundError(name=str(name)) if not name.startswith("chapbook"):
+            return f"this needs {name}, which is not installed", f"pip install {name}"
     if hasattr(problem, "format_message"):  # a usage error, of click or of typer's own copy of it
         return problem.format_message(), "see --help"  # pyright: ignore
-    if isinstance(problem, OSError):
-        if problem.filename and problem.strerror:
-            return f"{problem.filename}: {problem.strerror}", None
-        return text or type(problem).__name__, None
-    if isinstance(problem, pl.exceptions.ComputeError):  # a lazy table whose values do not fit
-        return text.partition("\n")[0], None
-    if isinstance(problem, ModuleNotFoundError) and not (problem.name or "").startswith("chapbook"):
-        return f"this needs {problem.name}, which is not installed", f"pip install {problem.name}"
     if isinstance(problem, MemoryError) or "RESOURCE_EXHAUSTED" in text:
         return f"out of memory: {text or 'host'}", "use a smaller batch, or more devices"
     return None
 
 
-def _bug(problem: BaseException) -> int:
-    name = f"crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
+def _bug(problem: BaseException) -> tuple[str, None]:
+    """Saves the traceback, and returns the line that says where."""
+    path = Path(f"crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt")
     lines = "".join(traceback.format_exception(problem))
-    path = Path(name)
     try:
         path.write_text(lines)
     except OSError:
-        path = Path(tempfile.gettempdir(), name)
+        path = tempfile.gettempdir() / path
         path.write_text(lines)
-    _say(f"error: {type(problem).__name__}: {problem}; this is a bug, its traceback is in {path}")
-    return 1
-
-
-def _say(line: str) -> None:
-    typer.echo(" ".join(line.split()), err=True)
+    return f"{type(problem).__name__}: {problem}; this is a bug, its traceback is in {path}", None
