@@ -57,21 +57,18 @@ def _take(path: Path) -> dict[str, Any] | None:
     """Takes the lock and returns None, or returns who holds it."""
     me = {"pid": os.getpid(), "host": platform.node(), "born": _born(os.getpid())}
     text = json.dumps(me | {"since": time.strftime("%Y-%m-%d %H:%M")})
-    with contextlib.suppress(FileExistsError):
-        with path.open("x") as file:
-            file.write(text)
-        return None
-    with contextlib.suppress(FileNotFoundError), path.open("r+") as file:
-        # Of several processes that find a dead holder, the file lock lets one take over; the next
-        # then reads its name.
+    with contextlib.suppress(FileNotFoundError), path.open("a+") as file:
+        # Only who holds the kernel's lock on the file reads or writes the name in it. A kill frees
+        # that lock, so that a file without a name was left by a dead process too.
         fcntl.flock(file, fcntl.LOCK_EX)
-        holder = json.loads(file.read() or '{"pid": "?", "host": "its machine", "since": "now"}')
-        if _alive(holder) or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            return holder
         file.seek(0)
-        file.truncate()
-        file.write(text)
-        return None
+        holder = json.loads(file.read() or "null")
+        if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            if holder and _alive(holder):
+                return holder
+            file.truncate(0)
+            file.write(text)
+            return None
     return _take(path)  # it has been released just now
 
 
