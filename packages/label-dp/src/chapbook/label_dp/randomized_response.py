@@ -22,8 +22,8 @@ from chapbook.label_dp.support import (
 )
 from chapbook.label_dp.verify import Proof, prove, prove_answers
 
-# Blocks of this many probabilities, and of this many records, stay in a core's own cache.
-_BLOCK_CELLS = 1 << 19
+# Blocks of at most this many probabilities and records stay in the cache.
+_BLOCK_CELLS = 1 << 20
 _BLOCK_ROWS = 1 << 13
 # Up to this many classes `verify` writes out the whole matrix, whose size is their square.
 _WHOLE_MATRIX = 1 << 10
@@ -248,10 +248,11 @@ class _PriorMechanism(_Mechanism):
     def _blocks(self, prior: np.ndarray) -> Iterator[tuple[slice, Support, np.ndarray]]:
         """Yields blocks of records with their support and their prior, which has been checked."""
         prior = check_prior(prior, self.num_classes)
-        epsilon = self._epsilons(len(prior))
+        self._epsilons(len(prior))  # an epsilon for each record, or one for all
+        t = np.broadcast_to(np.exp(-np.asarray(self.epsilon, np.float64)), (len(prior),))
         for rows in _row_blocks(len(prior), self.num_classes):
             layout, top = checked_rows(prior[rows], rows.start, normalize=self.normalize)
-            yield rows, self._support(layout, top, np.exp(-epsilon[rows])), layout
+            yield rows, self._support(layout, top, t[rows]), layout
 
     def _one_support(self, prior_row: np.ndarray) -> np.ndarray:
         one = type(self)(**{**self.__dict__, "epsilon": self.largest_epsilon})
@@ -341,16 +342,14 @@ def respond(
     """
     _, keep, other, uniform = weights
     inside, position = support.find(labels)
-    answers = labels.copy()
-    changed = np.flatnonzero(~(inside & (draws < keep)))
-    inside = inside[changed]
+    kept = inside & (draws < keep)
     # Where the true label is no member, `keep` is not set aside and the runs are longer.
-    above = draws[changed] - keep[changed] * inside
-    rank = _quotient(above, np.where(inside, other[changed], uniform[changed]))
+    above = draws - keep * inside
+    run = np.where(inside, other, uniform)
+    rank = np.where(kept, 0, _quotient(above, np.maximum(run, 1)))
     # Counting the other members passes over the true label.
-    rank += inside & (rank >= position[changed])
-    answers[changed] = support.member(changed, rank)
-    return answers
+    rank += inside & ~kept & (rank >= position)
+    return np.where(kept, labels, support.member(rank))
 
 
 def _quotient(
@@ -378,6 +377,7 @@ class _Table:
     def weights(self, k: np.ndarray, epsilon: np.ndarray) -> tuple[np.ndarray, ...]:
         """Returns total, keep, other and uniform of each record."""
         if self._scalar is not None:
+            k = k.astype(np.intp)  # once, not for each of the columns
             seen = np.flatnonzero(np.bincount(k))
             for each in seen[self._columns[0, seen] == 0]:
                 self._columns[:, each] = response_weights(self._scalar, int(each))

@@ -52,16 +52,14 @@ class FewClasses:
         inside = self.members.reshape(-1)[place]
         return inside, self.upto.reshape(-1)[place] - inside
 
-    def member(
-        self, rows: Int[np.ndarray, " some"], rank: Int[np.ndarray, " some"]
-    ) -> Int[np.ndarray, " some"]:
-        """Returns the class of the rank-th member, from 0 in class order, of some rows."""
-        passed = np.take(self.upto, rows, axis=1) <= rank.astype(np.uint8)
-        return np.add.reduce(passed.view(np.uint8), axis=0)
+    def member(self, rank: Int[np.ndarray, " rows"]) -> Int[np.ndarray, " rows"]:
+        """Returns the class of each record's rank-th member, from 0 in class order."""
+        passed = self.upto <= rank.astype(np.uint8)
+        return np.add.reduce(passed.view(np.uint8), axis=0, dtype=np.uint8)
 
     def mass(self, layout: Float[np.ndarray, "classes rows"]) -> Float[np.ndarray, " rows"]:
         """Returns the sum of the members' probabilities."""
-        return np.where(self.members, layout, 0).sum(axis=0, dtype=np.float64)
+        return np.where(self.members, layout, 0).sum(axis=0)
 
     def table(self) -> Bool[np.ndarray, "rows classes"]:
         """Returns whether each class is a member, rows by classes."""
@@ -99,11 +97,10 @@ class ManyClasses:
         inside = np.take(self.flat, place, mode="clip") == wanted
         return inside, place - self._starts()
 
-    def member(
-        self, rows: Int[np.ndarray, " some"], rank: Int[np.ndarray, " some"]
-    ) -> Int[np.ndarray, " some"]:
-        """Returns the class of the rank-th member, from 0 in class order, of some rows."""
-        return self.flat[self._starts()[rows] + rank] - rows * self.classes
+    def member(self, rank: Int[np.ndarray, " rows"]) -> Int[np.ndarray, " rows"]:
+        """Returns the class of each record's rank-th member, from 0 in class order."""
+        rows = np.arange(len(rank))
+        return self.flat[self._starts() + rank] - rows * self.classes
 
     def mass(self, layout: Float[np.ndarray, "rows classes"]) -> Float[np.ndarray, " rows"]:
         """Returns the sum of the members' probabilities."""
@@ -139,10 +136,8 @@ class EveryClass:
         """Returns that each label is a member, and how many members come before it."""
         return np.ones(len(labels), bool), labels
 
-    def member(
-        self, rows: Int[np.ndarray, " some"], rank: Int[np.ndarray, " some"]
-    ) -> Int[np.ndarray, " some"]:
-        """Returns the class of the rank-th member, from 0 in class order, of some rows."""
+    def member(self, rank: Int[np.ndarray, " rows"]) -> Int[np.ndarray, " rows"]:
+        """Returns the class of each record's rank-th member, from 0 in class order."""
         return rank
 
 
