@@ -36,7 +36,10 @@ def tests(session: nox.Session) -> None:
     # The tools' tests lint the packages that they generate.
     install(session, "test", "lint")
     folders = [f"packages/{name}/tests" for name in names] if names else ["packages", "tools"]
-    session.run("pytest", "--jaxtyping-packages=chapbook,beartype.beartype", *folders, *options)
+    # A file's tests share what they set up, so each file stays with one worker.
+    shared = ["--numprocesses=auto", "--dist=loadfile"]
+    checked = "--jaxtyping-packages=chapbook,beartype.beartype"
+    session.run("pytest", checked, *shared, *folders, *options)
 
 
 @nox.session
