@@ -1,6 +1,5 @@
 import logging
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -152,11 +151,11 @@ def test_every_difference_is_named_and_nothing_is_restored(tmp_path):
         "missing more",
         "missing opt.nu",
         "unexpected opt.mu",
-        "half is bfloat16, not float32 (cast=True converts)",
+        "half is bfloat16, not float32 (cast=True converts numbers)",
         "key is key<rbg>, not key<fry>",
         "keys is key<fry>, not float32",
         "host is (4,), not (5,)",
-        "step is int64, not float (cast=True converts)",
+        "step is int64, not float64 (cast=True converts numbers)",
     ]:
         assert phrase in told
 
@@ -200,7 +199,7 @@ def test_a_sub_tree_reads_its_own_bytes_only(tmp_path):
     }
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, state, extra={"a": 1})
-    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+    with Checkpoints(tmp_path) as checkpoints:
         before = bytes_read()
         restored, extra = checkpoints.restore({"params": state["params"]})
         assert bytes_read() - before < 400_000 < state["opt"].nbytes
@@ -270,19 +269,13 @@ def test_extra_that_is_no_json_is_refused_before_anything_is_written(tmp_path):
         assert checkpoints.steps() == []
 
 
-def test_a_reader_leaves_the_folder_of_a_running_writer_alone(tmp_path):
+def test_half_written_steps_are_removed_when_the_folder_is_opened(tmp_path):
     saved(tmp_path, 1)
     unfinished = tmp_path / "2.orbax-checkpoint-tmp"
     unfinished.mkdir()
-    with Checkpoints(tmp_path, read_only=True) as checkpoints:
-        assert checkpoints.restore({"w": jnp.zeros(3, int)})[1] == {"at": 1}
-        with pytest.raises(Error, match="opened with read_only=True, so step 3 is not saved"):
-            checkpoints.save(3, {"w": jnp.zeros(3)}, force=True)
-        assert unfinished.exists()
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.steps() == [1]
-        checkpoints.save(2, {"w": jnp.zeros(3)})
-    assert not unfinished.exists()
+        assert not unfinished.exists()
 
 
 # One process imports everything and forks a writer per life, which costs one start, not six.
@@ -346,22 +339,29 @@ def test_a_run_killed_while_saving_goes_on_from_a_whole_step(tmp_path):
     assert all((w == state["step"]).all() for w in state["w"])
 
 
-def test_nothing_is_printed_in_ordinary_use(tmp_path):
+def test_ordinary_use_prints_nothing_and_lets_the_interpreter_exit(tmp_path):
     script = """
 import sys
+import numpy as np
+from chapbook.core.data import Batches, arrays, place
+assert "jax" not in sys.modules and "jaxtyping" not in sys.modules
 import jax.numpy as jnp
 from chapbook.core.checkpoint import Checkpoints
+from chapbook.core.meshes import mesh
 with Checkpoints(sys.argv[1], keep=1, every_minutes=0) as checkpoints:
     for step in (1, 2):
         checkpoints.save(step, {"w": jnp.ones(3)}, force=True)
     checkpoints.restore({"w": jnp.zeros(3)})
-with Checkpoints(sys.argv[1], read_only=True) as checkpoints:
-    checkpoints.restore({"w": jnp.zeros(3)})
+# Reads ahead in a thread, and is never closed.
+source = arrays(x=np.zeros((64, 4), np.float32))
+placed = place(Batches(source, 8, workers=2, map=lambda e, g: e), mesh(""))
+next(placed)
+print("done")
 """
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=60
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
 
 
 @pytest.mark.devices(8)
@@ -397,49 +397,3 @@ def test_a_state_moves_between_meshes_and_onto_one_device(tmp_path):
             np.testing.assert_array_equal(restored["w"], w)
             assert_same(restored["key"], jax.random.key(5))
             assert restored["step"] == 3
-
-
-PROCESS = """
-import sys
-import numpy as np
-from chapbook.core.meshes import init, mesh, simulate
-simulate(2)
-init(sys.argv[2], 2, int(sys.argv[3]))
-import jax
-from chapbook.core.checkpoint import Checkpoints
-from chapbook.core.data import Batches, arrays, place
-source = arrays(row=np.arange(64, dtype=np.int32))
-batches = Batches(source, 16, seed=9)
-with place(batches, mesh("data=4")) as placed, Checkpoints(sys.argv[1]) as saved:
-    for _ in range(6):
-        batch = next(placed)
-    assert batch["row"].shape == (16,) and not batch["row"].is_fully_addressable
-    assert sum(len(shard.data) for shard in batch["row"].addressable_shards) == 8
-    saved.save(6, {"row": batch["row"], "step": 6}, extra=placed.get_state())
-"""
-
-
-def test_two_processes_save_what_one_process_restores(tmp_path):
-    from chapbook.core.data import Batches, arrays
-
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(tmp_path), address, str(i)],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    for process in processes:
-        _, told = process.communicate(timeout=90)
-        assert process.returncode == 0, told
-    with Checkpoints(tmp_path) as checkpoints:
-        like = {"row": jnp.zeros(16, jnp.int32), "step": 0}
-        state, extra = checkpoints.restore(like)
-    alone = Batches(arrays(row=np.arange(64, dtype=np.int32)), 16, seed=9)
-    batches = [next(alone) for _ in range(6)]
-    np.testing.assert_array_equal(state["row"], batches[-1]["row"])
-    assert (state["step"], extra) == (6, alone.get_state())

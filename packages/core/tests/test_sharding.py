@@ -40,10 +40,10 @@ class FFN(eqx.Module):
 
     def __init__(self, embed, mlp, key):
         # Not random: making random numbers on eight devices compiles for a second.
-        self.up = jnp.sin(jnp.arange(embed * mlp)).reshape(embed, mlp)
-        self.down = jnp.cos(jnp.arange(embed * mlp)).reshape(mlp, embed)
-        self.bias = jnp.zeros(mlp)
-        self.act = jax.nn.gelu
+        self.up = jnp.asarray(np.sin(np.arange(embed * mlp, dtype="f")).reshape(embed, mlp))
+        self.down = jnp.asarray(np.cos(np.arange(embed * mlp, dtype="f")).reshape(mlp, embed))
+        self.bias = jnp.asarray(np.zeros(mlp, "f"))
+        self.act = jnp.tanh
 
     def __call__(self, x):
         x = constrain(x, "batch", "embed")
@@ -111,13 +111,11 @@ def test_names_align_to_the_right_and_a_stack_gains_layers():
     with pytest.raises(Error) as caught:
         names(Conv(shape(3, 3, 8, 16)))
     assert str(caught.value) == (
-        "Conv.kernel: 2 dimensions without a name: embed, mlp (shape (3, 3, 8, 16))"
+        "Conv.kernel: 2 names for 4 dimensions: embed, mlp (shape (3, 3, 8, 16))"
     )
     with pytest.raises(Error) as caught:
         names({"conv": Conv(shape(16))})
-    assert str(caught.value) == (
-        "conv.kernel: more names than dimensions: embed, mlp (shape (16,))"
-    )
+    assert str(caught.value) == ("conv.kernel: 2 names for 1 dimensions: embed, mlp (shape (16,))")
 
 
 def test_every_unnamed_matrix_stands_in_one_error():
@@ -229,6 +227,7 @@ def test_constrain_leaves_out_axes_that_shard_map_has_made_manual():
         np.testing.assert_array_equal(jax.jit(inside)(jnp.ones((8, 4))), 2)
 
 
+INPUT = np.linspace(-1, 1, 128, dtype=np.float32).reshape(8, 16)
 MESHES = ["data=8", "fsdp=8", "data=4,model=2", "fsdp=2,model=4", "data=2,fsdp=2,model=2"]
 
 
@@ -243,8 +242,7 @@ def make(key):
 @functools.cache
 def plain_gradients():
     """Returns the loss and gradients on one device."""
-    x = jnp.linspace(-1, 1, 128).reshape(8, 16)
-    return eqx.filter_jit(eqx.filter_value_and_grad(loss))(make(jax.random.key(0)), x)
+    return eqx.filter_jit(eqx.filter_value_and_grad(loss))(make(jax.random.key(0)), INPUT)
 
 
 def assert_near(sharded, plain):
@@ -253,10 +251,9 @@ def assert_near(sharded, plain):
 
 
 def sharded_gradients(made):
-    x = jnp.linspace(-1, 1, 128).reshape(8, 16)
     model = create(make, jax.random.key(0), made)
     with use(made):
-        return model, eqx.filter_jit(eqx.filter_value_and_grad(loss))(model, x)
+        return model, eqx.filter_jit(eqx.filter_value_and_grad(loss))(model, INPUT)
 
 
 @pytest.mark.devices(8)
@@ -267,10 +264,10 @@ def test_eight_devices_give_what_one_gives(text):
     assert_near(found, plain_gradients())
     held = model.up.size // made.shape.get("fsdp", 1) // made.shape.get("model", 1)
     assert [shard.data.size for shard in model.up.addressable_shards] == [held] * 8
-    assert model.act is jax.nn.gelu
+    assert model.act is jnp.tanh
 
 
-@settings(max_examples=3, deadline=None, derandomize=True)
+@settings(max_examples=2, deadline=None, derandomize=True)
 @given(st.lists(st.sampled_from(["data", "fsdp", "model", "expert"]), min_size=1, unique=True))
 def test_a_mesh_of_axes_of_size_one_changes_nothing(axis_names):
     text = ",".join(f"{name}=1" for name in axis_names)
@@ -281,7 +278,7 @@ def test_a_mesh_of_axes_of_size_one_changes_nothing(axis_names):
 @pytest.mark.devices(8)
 def test_a_foreign_module_with_patterns_gives_what_one_device_gives():
     made = mesh("data=2,fsdp=2,model=2")
-    x = jax.random.normal(jax.random.key(1), (16, 8))
+    x = np.sin(np.arange(128, dtype=np.float32)).reshape(16, 8)
 
     def mlp(key):
         return eqx.nn.MLP(8, 16, 32, 1, key=key)

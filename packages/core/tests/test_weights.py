@@ -1,10 +1,6 @@
 """Safetensors in and out of trees of arrays."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 
 import equinox as eqx
@@ -62,7 +58,7 @@ def test_names_are_dotted_paths_and_the_module_keeps_what_is_no_array(tmp_path):
         assert sorted(file.keys()) == ["net.layers.0", "net.layers.1"]
         assert file.metadata() == {"licence": "Apache-2.0"}
     shapes = eqx.filter_eval_shape(lambda: {"net": net})
-    loaded = load_weights(tmp_path, shapes)["net"]
+    loaded = load_weights(path, shapes)["net"]
     assert loaded.act is jax.nn.relu
     assert_same(loaded.layers, net.layers)
 
@@ -130,7 +126,9 @@ def test_each_device_reads_its_own_shard_only(tmp_path, monkeypatch):
         return real(shape, sharding, lambda index: seen.append(read(index).shape) or read(index))
 
     monkeypatch.setattr(jax, "make_array_from_callback", watched)
-    loaded = load_weights(tmp_path, like, {"q": "model.h.*.q.weight"}, transpose=["q"])["q"]
+    loaded = load_weights(
+        tmp_path / "w.safetensors", like, {"q": "model.h.*.q.weight"}, transpose=["q"]
+    )["q"]
     assert seen == [(3, 1, 1)] * 8
     assert (loaded.sharding, loaded.dtype) == (sharding, jnp.bfloat16)
     np.testing.assert_array_equal(loaded, q.swapaxes(1, 2))
@@ -157,10 +155,9 @@ def test_a_set_of_files_is_one_checkpoint(tmp_path):
     files = {"a": "m-1-of-2.safetensors", "b": "m-2-of-2.safetensors"}
     index.write_text(json.dumps({"weight_map": files}))
     like = {"a": jnp.zeros(2), "b": jnp.zeros(2)}
-    for path in (index, tmp_path):
-        assert_same(load_weights(path, like), {"a": jnp.ones(2), "b": jnp.full(2, 2.0)})
+    assert_same(load_weights(index, like), {"a": jnp.ones(2), "b": jnp.full(2, 2.0)})
     (tmp_path / "m-2-of-2.safetensors").unlink()
-    with pytest.raises(Error, match=r"m-2-of-2\.safetensors is missing$"):
+    with pytest.raises(Error, match=r"m-2-of-2\.safetensors is no whole checkpoint: "):
         load_weights(index, like)
 
 
@@ -174,9 +171,8 @@ def test_what_is_no_checkpoint_is_one_line(tmp_path):
     (tmp_path / "set.index.json").write_text('{"weight_map": ')
     with pytest.raises(Error, match=r"set\.index\.json is no whole checkpoint: "):
         load_weights(tmp_path / "set.index.json", like)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(Error, match="empty should hold one checkpoint, it holds none; name the"):
-        load_weights(tmp_path / "empty", like)
+    with pytest.raises(Error, match=r"is no whole checkpoint: "):
+        load_weights(tmp_path, like)
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
@@ -184,7 +180,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     save_weights({"a": jnp.ones(2)}, path)
     with pytest.raises(Error, match=r"^key: a safetensors file cannot hold key<fry>$"):
         save_weights({"a": jnp.zeros(2), "key": jax.random.key(0)}, path)
-    with pytest.raises(Error, match=r"^two arrays have the name a\.b;"):
+    with pytest.raises(Error, match=r"^two leaves are called a\.b;"):
         save_weights({"a.b": jnp.zeros(2), "a": {"b": jnp.zeros(2)}}, path)
     # The next write fails half-way, after its first tensor.
     full = iter([np.zeros(2, "f")])
@@ -193,48 +189,3 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
         save_weights({"a": jnp.zeros(2), "b": jnp.zeros(2)}, path)
     assert_same(load_weights(path, {"a": jnp.zeros(2)}), {"a": jnp.ones(2)})
     assert [file.name for file in tmp_path.iterdir()] == ["w.safetensors"]
-
-
-@pytest.mark.slow
-def test_two_processes_save_one_file_and_each_reads_its_part(tmp_path):
-    code = """if True:
-        import sys
-        import jax, jax.numpy as jnp, numpy as np
-        from chapbook.core.meshes import init, mesh, simulate
-        from chapbook.core.sharding import create
-        from chapbook.core.weights import load_weights, save_weights
-        from jax.experimental import multihost_utils
-        simulate(2)
-        init()
-        made = mesh("fsdp=2,model=2")
-        patterns = [("w", ("embed", "mlp"))]
-        tree = create(lambda key: {"w": jax.random.normal(key, (4, 6))},
-                      jax.random.key(0), made, patterns=patterns)
-        assert not tree["w"].is_fully_addressable
-        save_weights(tree, sys.argv[1])
-        multihost_utils.sync_global_devices("saved")
-        back = load_weights(sys.argv[1], jax.tree.map(jnp.zeros_like, tree))
-        assert back["w"].sharding == tree["w"].sharding
-        for a, b in zip(back["w"].addressable_shards, tree["w"].addressable_shards):
-            np.testing.assert_array_equal(a.data, b.data)
-        """
-    with socket.socket() as held:
-        held.bind(("localhost", 0))
-        address = f"localhost:{held.getsockname()[1]}"
-    both = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
-    path = tmp_path / "w.safetensors"
-    jobs = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, path],
-            env={**os.environ, **both, "JAX_PROCESS_ID": index},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for index in "01"
-    ]
-    for job in jobs:
-        text, _ = job.communicate(timeout=120)
-        assert job.returncode == 0, text
-    whole = jax.random.normal(jax.random.key(0), (4, 6))
-    np.testing.assert_array_equal(load_weights(path, {"w": whole})["w"], whole)

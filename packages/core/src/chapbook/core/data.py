@@ -11,12 +11,14 @@ Only `place` needs JAX.
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 Batch = dict[str, np.ndarray]
 State = dict[str, Any]
+Map = Callable[[Batch, np.random.Generator], Mapping[str, Any]]
 
 
 class Source(Protocol):
@@ -37,9 +40,9 @@ class Source(Protocol):
     def __getitem__(self, rows: np.ndarray, /) -> Batch: ...
 
 
+@dataclass
 class _Arrays:
-    def __init__(self, columns: Batch):
-        self.columns = columns
+    columns: Batch
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
@@ -67,20 +70,16 @@ def arrays(**columns: Any) -> Source:
     for name, column in found.items():
         if column.ndim == 0:
             raise Error(f"column {name} is a scalar; give one value per row")
-        _check_numeric(name, column, column.dtype)
+        # Numbers that NumPy does not know itself, as bfloat16, are of kind V without fields.
+        if column.dtype.kind not in "biufcV" or column.dtype.names:
+            raise TableError(
+                f"column {name} is not numeric ({column.dtype}); encode it as numbers or drop it",
+                column=name,
+            )
     lengths = {name: len(column) for name, column in found.items()}
     if len(set(lengths.values())) > 1:
         raise Error(f"columns differ in length: {_listed(lengths)}")
     return _Arrays(found)
-
-
-def _check_numeric(name: str, column: np.ndarray, dtype: Any) -> None:
-    # Numbers that NumPy does not know itself, as bfloat16, are of kind V without fields.
-    if column.dtype.kind in "biufc" or (column.dtype.kind == "V" and column.dtype.names is None):
-        return
-    raise TableError(
-        f"column {name} is not numeric ({dtype}); encode it as numbers or drop it", column=name
-    )
 
 
 def frame(table: Any) -> Source:
@@ -96,25 +95,20 @@ def frame(table: Any) -> Source:
     Raises:
         TableError: If a column is not numeric or holds nulls.
     """
-    columns = {}
     for name in table.columns:
         column = table[name]
         nulls = int(column.null_count() if hasattr(column, "null_count") else column.isna().sum())
         # pandas writes a missing float as NaN, which is a number here as it is in Polars.
         if nulls and getattr(column.dtype, "kind", "") != "f":
-            raise TableError(
-                f"column {name} holds {nulls} missing values; fill them or drop their rows",
-                column=str(name),
-            )
-        columns[str(name)] = column.to_numpy()
-        _check_numeric(str(name), columns[str(name)], column.dtype)
-    return arrays(**columns)
+            told = f"column {name} holds {nulls} missing values; fill them or drop their rows"
+            raise TableError(told, column=str(name))
+    return arrays(**{str(name): table[name].to_numpy() for name in table.columns})
 
 
+@dataclass
 class _Tokens:
-    def __init__(self, stream: np.ndarray, length: int, end: int | None):
-        self.windows = np.lib.stride_tricks.sliding_window_view(stream, length + 1)[::length]
-        self.end = end
+    windows: np.ndarray
+    end: int | None
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -158,24 +152,21 @@ def tokens(
     where = "the token stream"
     if isinstance(stream, str | Path):
         where = str(stream)
-        stream = _mapped(Path(stream), np.dtype(dtype))
+        try:
+            stream = _mapped(where, np.dtype(dtype))
+        except (FileNotFoundError, ValueError) as error:  # ValueError: empty, or not whole tokens
+            raise Error(f"{where} is no file of {np.dtype(dtype)} tokens: {error}") from error
     if stream.ndim != 1 or stream.dtype.kind not in "iu":
         raise Error(f"{where} is {stream.dtype}{list(stream.shape)}; give a flat array of integers")
-    if length < 1:
-        raise Error(f"length={length} is not positive")
-    if len(stream) < length + 1:
-        raise Error(f"{where} holds {len(stream)} tokens, fewer than a window of {length} + 1")
-    return _Tokens(stream, length, end)
+    if not 0 < length < len(stream):
+        raise Error(f"{where} holds {len(stream)} tokens, no window of {length} + 1")
+    windows = np.lib.stride_tricks.sliding_window_view(stream, length + 1)[::length]
+    return _Tokens(windows, end)
 
 
-def _mapped(path: Path, dtype: np.dtype) -> np.ndarray:
-    if not path.is_file():
-        raise Error(f"{path}: no such file of tokens")
-    if path.suffix == ".npy":
+def _mapped(path: str, dtype: np.dtype) -> np.ndarray:
+    if path.endswith(".npy"):
         return np.load(path, mmap_mode="r")
-    size = path.stat().st_size
-    if size == 0 or size % dtype.itemsize:
-        raise Error(f"{path}: {size} bytes are not a whole number of {dtype} tokens")
     return np.memmap(path, dtype.newbyteorder("<"), mode="r")
 
 
@@ -213,15 +204,13 @@ class Batches:
         shuffle: bool = True,
         epochs: int | None = None,
         drop_last: bool = True,
-        map: Callable[[Batch, np.random.Generator], Mapping[str, Any]] | None = None,  # noqa: A002
+        map: Map | None = None,  # noqa: A002
         workers: int = 0,
     ):
         if len(source) == 0:
             raise Error("the data holds no rows")
-        if batch < 1:
-            raise Error(f"batch={batch} is not positive")
-        if seed < 0:
-            raise Error(f"seed={seed} is negative")
+        if batch < 1 or seed < 0:
+            raise Error(f"batch={batch}, seed={seed}: give a positive batch and no negative seed")
         if drop_last and batch > len(source):
             raise Error(
                 f"batch={batch} is larger than the data ({len(source)} rows); "
@@ -231,9 +220,8 @@ class Batches:
         self.shuffle, self.drop_last, self.map, self.workers = shuffle, drop_last, map, workers
         self._epoch = self._position = 0
         self._exhausted = False
-        self._order: tuple[tuple[int, int], np.ndarray] | None = None
-        self._pool: ThreadPoolExecutor | None = None
-        self._fingerprint: State | None = None
+        self._order, self._drawn = np.empty(0, int), (-1, -1)
+        self._pool = ThreadPoolExecutor(workers, "chapbook-map") if workers else None
 
     def __iter__(self) -> Self:
         if self._exhausted:
@@ -267,7 +255,13 @@ class Batches:
             rows = np.pad(rows, (0, self.batch - len(rows)), mode="edge")
         if part is not None:
             rows, mask = rows[part], mask[part]
-        batch = self._read(rows) if self.map is None else self._mapped(rows, epoch)
+        try:
+            batch = self.source[rows]
+        except Exception as error:
+            error.add_note(f"while reading rows {np.array2string(rows, threshold=16)} of the data")
+            raise
+        if self.map is not None:
+            batch = self._mapped(batch, rows, epoch, self.map)
         if not self.drop_last:
             if "mask" in batch:
                 raise Error("column mask is taken by drop_last=False; rename the column")
@@ -276,14 +270,8 @@ class Batches:
 
     def get_state(self) -> State:
         """Returns the place after the last batch, as JSON values."""
-        if self._fingerprint is None:
-            self._fingerprint = _fingerprint(self.source)
-        return {
-            "seed": self.seed,
-            "epoch": self._epoch,
-            "position": self._position,
-            "fingerprint": dict(self._fingerprint),
-        }
+        place = {"seed": self.seed, "epoch": self._epoch, "position": self._position}
+        return place | {"fingerprint": self._fingerprint}
 
     def set_state(self, state: State) -> None:
         """Goes to a place that `get_state` returned, in this or another process.
@@ -293,40 +281,37 @@ class Batches:
         Raises:
             Error: If the source is not the one that the state was taken from.
         """
-        then, now = state["fingerprint"], self.get_state()["fingerprint"]
-        changed = [key for key in now if then.get(key) != now[key]]
-        if changed:
-            key = changed[0]
-            told = {
-                "rows": f"{then.get('rows')} rows then, {now['rows']} now",
-                "columns": f"{_listed(then.get('columns', {}))} then, "
-                f"{_listed(now['columns'])} now",
-            }.get(key, "as many rows as then, but other values")
+        then, now = state["fingerprint"], self._fingerprint
+        if then != now:
+            told = "as many rows as then, but other values"
+            if then["rows"] != now["rows"]:
+                told = f"{then['rows']} rows then, {now['rows']} now"
+            elif then["columns"] != now["columns"]:
+                told = f"{_listed(then['columns'])} then, {_listed(now['columns'])} now"
             raise Error(
                 f"the data changed since the checkpoint ({told}); pass --fresh or restore the file"
             )
         self.seed, self._epoch, self._position = state["seed"], state["epoch"], state["position"]
         self._exhausted = False
 
+    @cached_property
+    def _fingerprint(self) -> State:
+        """What tells whether the data changed: its size, its types and a hash of its ends."""
+        rows, digest = len(self.source), hashlib.blake2b(digest_size=8)
+        ends = self.source[np.array([*range(min(rows, 8)), *range(max(rows - 8, 0), rows)])]
+        for name, column in ends.items():
+            digest.update(name.encode() + np.ascontiguousarray(column).tobytes())
+        columns = {name: f"{a.dtype}{list(a.shape[1:])}" for name, a in ends.items()}
+        return {"rows": rows, "columns": columns, "values": digest.hexdigest()}
+
     def _permutation(self, epoch: int) -> np.ndarray:
-        if self._order is None or self._order[0] != (self.seed, epoch):
-            order = (
-                _generator(self.seed, epoch).permutation(len(self.source))
-                if self.shuffle
-                else np.arange(len(self.source))
-            )
-            self._order = (self.seed, epoch), order
-        return self._order[1]
+        if self._drawn != (self.seed, epoch):
+            rows, drawn = len(self.source), _generator(self.seed, epoch)
+            self._order = drawn.permutation(rows) if self.shuffle else np.arange(rows)
+            self._drawn = (self.seed, epoch)
+        return self._order
 
-    def _read(self, rows: np.ndarray) -> Batch:
-        try:
-            return self.source[rows]
-        except Exception as error:
-            _blame(error, self.source, rows)
-
-    def _mapped(self, rows: np.ndarray, epoch: int) -> Batch:
-        batch = self._read(rows)
-
+    def _mapped(self, batch: Batch, rows: np.ndarray, epoch: int, augment: Map) -> Batch:
         def some(places: np.ndarray) -> list[Mapping[str, Any]]:
             return [one(place) for place in places]
 
@@ -334,19 +319,14 @@ class Batches:
             row = int(rows[place])
             example = {name: column[place] for name, column in batch.items()}
             try:
-                return self.map(example, _generator(self.seed, epoch, row))  # pyright: ignore[reportOptionalCall]
+                return augment(example, _generator(self.seed, epoch, row))
             except Exception as error:
                 error.add_note(f"while mapping row {row} of the data in epoch {epoch}")
                 raise
 
-        places = np.arange(len(rows))
-        if self.workers:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="chapbook-map")
-            shares = np.array_split(places, self.workers)
-            examples = list(chain.from_iterable(self._pool.map(some, shares)))
-        else:
-            examples = some(places)
+        shares = np.array_split(np.arange(len(rows)), max(self.workers, 1))
+        mapped = (self._pool.map if self._pool else map)(some, shares)
+        examples = list(chain.from_iterable(mapped))
         return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
 
 
@@ -357,29 +337,8 @@ def _generator(seed: int, epoch: int, row: int | None = None) -> np.random.Gener
     return np.random.Generator(np.random.Philox(key=[seed, epoch], counter=counter))
 
 
-def _fingerprint(source: Source) -> State:
-    rows = len(source)
-    digest = hashlib.blake2b(digest_size=8)
-    ends = source[np.array([*range(min(rows, 8)), *range(max(rows - 8, 0), rows)])]
-    for name, column in ends.items():
-        digest.update(name.encode() + np.ascontiguousarray(column).tobytes())
-    columns = {name: f"{a.dtype}{list(a.shape[1:])}" for name, a in ends.items()}
-    return {"rows": rows, "columns": columns, "values": digest.hexdigest()}
-
-
 def _listed(pairs: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}: {value}" for name, value in pairs.items())
-
-
-def _blame(error: Exception, source: Source, rows: np.ndarray) -> NoReturn:
-    """Raises the error again with a note that names the first row that cannot be read alone."""
-    for row in rows:
-        try:
-            source[np.array([row])]
-        except Exception:
-            error.add_note(f"while reading row {row} of the data")
-            break
-    raise error
 
 
 def place(
@@ -415,12 +374,14 @@ def place(
     sharding = jax.sharding.NamedSharding(mesh, spec["batches"])
     part = _own_rows(sharding, iterator.batch) if ours else None
 
-    def produce(running: Iterator) -> dict[str, "jax.Array"]:
-        if isinstance(running, Batches):
-            batch, rows = running.take(part), running.batch
-        else:
-            batch, rows = next(running), None
-        return {name: _global(name, column, sharding, rows) for name, column in batch.items()}
+    def produce(running: Any) -> dict[str, "jax.Array"]:
+        batch = running.take(part) if ours else next(running)
+        return {
+            name: jax.make_array_from_process_local_data(
+                sharding, column, (iterator.batch, *column.shape[1:]) if ours else None
+            )
+            for name, column in batch.items()
+        }
 
     return Placed(iterator, produce, depth)
 
@@ -433,26 +394,7 @@ def _own_rows(sharding: "jax.sharding.NamedSharding", batch: int) -> np.ndarray 
     return None if len(rows) == batch else rows
 
 
-def _global(name: str, column: Any, sharding: Any, rows: int | None) -> "jax.Array":
-    """Returns the global array of which this process holds some rows."""
-    import jax
-
-    column = np.asarray(column)
-    dtype = jax.dtypes.canonicalize_dtype(column.dtype)
-    if column.dtype.kind in "iu" and dtype != column.dtype:
-        narrow = column.astype(dtype)
-        if (narrow != column).any():
-            raise TableError(
-                f"column {name} holds integers that do not fit {dtype}; number them anew, "
-                "or set jax_enable_x64",
-                column=name,
-            )
-        column = narrow
-    shape = None if rows is None else (rows, *column.shape[1:])
-    return jax.make_array_from_process_local_data(sharding, column, shape)
-
-
-class Placed:
+class Placed(AbstractContextManager):
     """An iterator over batches on devices that keeps the state of the last one it yielded.
 
     Made by `place`.
@@ -465,7 +407,7 @@ class Placed:
         # the consumer, it never waits for room, so the interpreter can always join it.
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="chapbook-data")
         self._ahead: deque[Future] = deque()
-        self._state = self._current_state()
+        self._state = _state_of(self._running)
 
     def __iter__(self) -> Self:
         if not self._ahead:
@@ -484,17 +426,10 @@ class Placed:
 
     def _step(self) -> tuple[dict[str, "jax.Array"], Any]:
         batch = self._produce(self._running)
-        return batch, self._current_state()
-
-    def _current_state(self) -> Any:
-        return self._running.get_state() if hasattr(self._running, "get_state") else None
+        return batch, _state_of(self._running)
 
     def _drain(self) -> None:
-        for future in self._ahead:
-            future.cancel()
-        for future in self._ahead:
-            if not future.cancelled():
-                future.exception()
+        wait([future for future in self._ahead if not future.cancel()])
         self._ahead.clear()
 
     def get_state(self) -> Any:
@@ -512,13 +447,9 @@ class Placed:
         self._drain()
         self._pool.shutdown()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _state_of(running: Any) -> Any:
+    return running.get_state() if hasattr(running, "get_state") else None

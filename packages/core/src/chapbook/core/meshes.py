@@ -8,9 +8,7 @@ import os
 import re
 import socket
 import time
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -23,8 +21,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from chapbook.core.errors import Error
 
 GRAMMAR = (
-    "write name=size pairs with commas between them, such as data=4,model=2; a size is a whole "
-    "number, -1 (the rest, once) or AxB (A slices or hosts with B devices in each)"
+    "write name=size pairs with commas between them, every name once, such as data=4,model=2; a "
+    "size is a positive number, -1 (the rest, once) or AxB (A slices or hosts, B devices in each)"
 )
 
 
@@ -69,21 +67,17 @@ def init(
     if processes == 1 or (coordinator, processes, process) == (None, None, None):
         return
     values = f"coordinator={coordinator}, processes={processes}, process={process}"
-    if coordinator is None or processes is None or process is None:
+    host, _, port = (coordinator or "").rpartition(":")
+    if not (host and port.isdecimal() and processes and process in range(processes)):
         raise Error(
-            f"several processes are meant, but not all of {values} are known",
-            "set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID in every process",
-        )
-    host, _, port = coordinator.rpartition(":")
-    if not 0 <= process < processes or not host or not port.isdecimal():
-        raise Error(
-            f"{values} do not fit together",
-            "the coordinator is host:port, and process is a number from 0 to processes - 1",
+            f"several processes are meant, but {values} do not say which",
+            "set JAX_COORDINATOR_ADDRESS to host:port of process 0, JAX_NUM_PROCESSES, and "
+            "JAX_PROCESS_ID from 0 to one less in every process",
         )
     if backends_are_initialized():
         raise Error("call chapbook.core.init() before any JAX computation")
     try:
-        if process > 0:
+        if process:
             _await_port(host.strip("[]"), int(port), timeout)
         jax.distributed.initialize(
             coordinator,
@@ -100,40 +94,36 @@ def init(
         ) from error
 
 
-def _await_port(host: str, port: int, timeout: float) -> None:
-    """Waits until process 0 listens: where it does not, JAX would abort the whole process."""
-    end = time.monotonic() + timeout
-    while True:
-        try:
-            socket.create_connection((host, port), max(0.1, end - time.monotonic())).close()
-        except OSError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.2)
-        else:
-            return
-
-
 def _whole(variable: str) -> int | None:
-    text = os.environ.get(variable)
-    if text is None or text.isdecimal():
-        return None if text is None else int(text)
-    raise Error(f"{variable}={text} is not a whole number")
+    try:
+        return int(os.environ[variable]) if variable in os.environ else None
+    except ValueError as error:
+        raise Error(f"{variable}={os.environ[variable]} is not a whole number") from error
 
 
 def _cluster(launcher: str | None) -> type[ClusterEnv] | None:
     """Returns JAX's view of the launcher that started this process, if there is one."""
     for cluster in ClusterEnv._cluster_types:
-        if cluster.name != launcher and (launcher or cluster.opt_in_only_method):
-            continue
+        meant = cluster.name == launcher if launcher else not cluster.opt_in_only_method
         # A pod that is not of an indexed job stands alone.
-        if cluster.name == "k8s" and "JOB_COMPLETION_INDEX" not in os.environ:
-            continue
-        if cluster.is_env_present():
+        alone = cluster.name == "k8s" and "JOB_COMPLETION_INDEX" not in os.environ
+        if meant and not alone and cluster.is_env_present():
             return cluster
     if launcher:
         raise Error(f"no launcher {launcher} was found around this process")
     return None
+
+
+def _await_port(host: str, port: int, timeout: float) -> None:
+    """Waits until process 0 listens: where it does not, JAX would abort the whole process."""
+    end = time.monotonic() + timeout
+    while True:
+        try:
+            return socket.create_connection((host, port), timeout).close()
+        except OSError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.2)
 
 
 def simulate(n: int) -> None:
@@ -163,14 +153,6 @@ def simulate(n: int) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Axis:
-    name: str
-    outer: int  # across slices or hosts
-    inner: int  # inside each; -1 for the rest
-    hybrid: bool
-
-
 def mesh(
     text: str = "auto",
     devices: Sequence[Any] | None = None,
@@ -197,95 +179,68 @@ def mesh(
         Error: The text is not understood, or does not fit the devices.
     """
     found = list(jax.devices() if devices is None else devices)
-    parsed = _fill(_parse(text), len(found), given=devices is not None)
-    names = tuple(axis.name for axis in parsed)
-    kind = AxisType.Explicit if explicit else AxisType.Auto
-    kinds = (kind,) * len(names)
-    if any(axis.hybrid for axis in parsed):
-        return Mesh(_hybrid(parsed, found), names, axis_types=kinds)
-    return jax.make_mesh(_sizes(parsed), names, axis_types=kinds, devices=found)
+    text = text.replace(" ", "")
+    text = "data=-1" if text in ("", "auto") else text
+    sizes, across = _parse(text)
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    rest, left = divmod(len(found), fixed)
+    if left or not rest or (rest > 1 and -1 not in sizes.values()):
+        raise _misfit(text, sizes, len(found), given=devices is not None)
+    sizes = {name: rest if size == -1 else size for name, size in sizes.items()}
+    kinds = (AxisType.Explicit if explicit else AxisType.Auto,) * len(sizes)
+    if across:
+        return Mesh(_hybrid(text, sizes, across, found), tuple(sizes), axis_types=kinds)
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=kinds, devices=found)
 
 
-def _parse(text: str) -> list[_Axis]:
-    stripped = text.replace(" ", "")
-    parsed = []
-    for pair in ("data=-1" if stripped in ("", "auto") else stripped).split(","):
-        match = re.fullmatch(r"([a-z][a-z0-9_]*)=(?:(\d+)x)?(\d+|-1)", pair)
-        if match is None or (match[2] and match[3] == "-1"):
+def _parse(text: str) -> tuple[dict[str, int], dict[str, int]]:
+    """Returns the size of every axis, -1 for the rest, and the part `A` of those given as `AxB`."""
+    sizes, across = {}, {}
+    for pair in text.split(","):
+        match = re.fullmatch(r"([a-z][a-z0-9_]*)=(?:(-1)|(?:([1-9]\d*)x)?([1-9]\d*))", pair)
+        if match is None or match[1] in sizes or (match[2] and -1 in sizes.values()):
             raise Error(f'mesh {text}: "{pair}" is not understood; {GRAMMAR}')
-        parsed.append(_Axis(match[1], int(match[2] or 1), int(match[3]), bool(match[2])))
-    if repeated := [n for n, count in Counter(axis.name for axis in parsed).items() if count > 1]:
-        raise Error(f"mesh {text}: {repeated[0]} stands there twice; {GRAMMAR}")
-    if empty := [axis.name for axis in parsed if 0 in (axis.outer, axis.inner)]:
-        raise Error(f"mesh {text}: {empty[0]} has size 0; {GRAMMAR}")
-    if sum(axis.inner == -1 for axis in parsed) > 1:
-        raise Error(f"mesh {text}: -1 stands there more than once; {GRAMMAR}")
-    return parsed
+        name, wild, outer, inner = match.groups()
+        sizes[name] = -1 if wild else int(outer or 1) * int(inner)
+        if outer:
+            across[name] = int(outer)
+    return sizes, across
 
 
-def _fill(parsed: list[_Axis], count: int, *, given: bool) -> list[_Axis]:
-    """Puts the rest in the place of -1, and holds the product against the devices."""
-    wild = any(axis.inner == -1 for axis in parsed)
-    fixed = math.prod(size for size in _sizes(parsed) if size != -1)
-    rest, left = divmod(count, fixed)
-    if not left and (rest == 1 or wild) and rest:
-        return [replace(axis, inner=rest) if axis.inner == -1 else axis for axis in parsed]
-    # The first axis is the one that people have to spare: data.
-    others = _sizes(parsed)[1:]
-    fitting, left = divmod(count, math.prod(size for size in others if size != -1))
-    mended = [fitting, *(1 if size == -1 else size for size in others)]
-    if left or not fitting:
-        mended = [count, *(1 for _ in others)]
-    wanted = math.ceil(count / fixed) * fixed if wild else fixed
-    fix = "try " + ",".join(f"{a.name}={size}" for a, size in zip(parsed, mended, strict=True))
-    if not given:
-        fix += f", or simulate {wanted} with --devices {wanted}"
-    need = f"a multiple of {fixed}" if wild else fixed
-    raise Error(
-        f"mesh {_text(parsed)} needs {need} device{'s' * (need != 1)}, "
-        f"{count} {'is' if count == 1 else 'are'} {'given' if given else 'visible'}; {fix}"
-    )
+def _misfit(text: str, sizes: dict[str, int], count: int, *, given: bool) -> Error:
+    """Returns the error that offers to let the first axis take what the others leave."""
+    first, tail = next(iter(sizes)), text.split(",")[1:]
+    others = math.prod(size for name, size in sizes.items() if name != first and size != -1)
+    mended = [f"{first}={count // others}", *tail] if count % others == 0 else [f"{first}={count}"]
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    need, wanted = f"{fixed} device{'s' * (fixed > 1)}", fixed
+    if -1 in sizes.values():
+        need, wanted = f"a multiple of {need}", math.ceil(count / fixed) * fixed
+    seen = f"{count} {'is' if count == 1 else 'are'} {'given' if given else 'visible'}"
+    simulated = "" if given else f", or simulate {wanted} with --devices {wanted}"
+    return Error(f"mesh {text} needs {need}, {seen}; try {','.join(mended)}{simulated}")
 
 
-def _hybrid(parsed: list[_Axis], devices: list[Any]) -> np.ndarray:
+def _hybrid(
+    text: str, sizes: dict[str, int], across: dict[str, int], devices: list[Any]
+) -> np.ndarray:
     """Lays the devices out with the outer factors across slices, or across hosts."""
-    slices = Counter(getattr(device, "slice_index", None) for device in devices)
-    hosts = Counter(device.process_index for device in devices)
-    groups = slices if len(slices) > 1 else hosts
-    outer = math.prod(axis.outer for axis in parsed)
-    if outer != len(groups) or len(set(groups.values())) > 1:
-        flat = ",".join(f"{axis.name}={axis.outer * axis.inner}" for axis in parsed)
-        raise Error(
-            f"mesh {_text(parsed)} spans {outer} slices or hosts with {len(devices) // outer} "
-            f"devices in each, the devices lie as {'+'.join(map(str, groups.values()))}; try {flat}"
-        )
-    return create_hybrid_device_mesh(
-        [axis.inner for axis in parsed],
-        [axis.outer for axis in parsed],
-        devices,
-        process_is_granule=groups is hosts,
-    )
-
-
-def _sizes(parsed: list[_Axis]) -> tuple[int, ...]:
-    return tuple(axis.outer * axis.inner for axis in parsed)
-
-
-def _text(parsed: list[_Axis]) -> str:
-    return ",".join(
-        f"{axis.name}={axis.outer}x{axis.inner}" if axis.hybrid else f"{axis.name}={axis.inner}"
-        for axis in parsed
-    )
+    hosts = len({getattr(device, "slice_index", None) for device in devices}) == 1
+    outers = [across.get(name, 1) for name in sizes]
+    inners = [size // outer for size, outer in zip(sizes.values(), outers, strict=True)]
+    try:
+        return create_hybrid_device_mesh(inners, outers, devices, process_is_granule=hosts)
+    except ValueError as error:
+        flat = ",".join(f"{name}={size}" for name, size in sizes.items())
+        reason = str(error).splitlines()[0]
+        raise Error(f"mesh {text} does not lie as the devices do ({reason}); try {flat}") from error
 
 
 def local_batch(global_batch: int, mesh: Mesh, axis: str | tuple[str, ...] = "data") -> int:
     """Returns how many rows of the global batch this process holds, sharded over `axis`."""
     wanted = (axis,) if isinstance(axis, str) else axis
     spec = PartitionSpec(tuple(name for name in wanted if name in mesh.shape))
-    try:
-        rows = NamedSharding(mesh, spec).addressable_devices_indices_map((global_batch,))
-    except ValueError as error:
-        raise Error(f"a batch of {global_batch} does not divide over {spec} of {mesh}") from error
+    rows = NamedSharding(mesh, spec).addressable_devices_indices_map((global_batch,))
     return sum(b - a for a, b in {i[0].indices(global_batch)[:2] for i in rows.values() if i})
 
 

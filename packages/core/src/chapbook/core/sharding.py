@@ -11,7 +11,6 @@ out, so that one model runs on `data=8` and on `data=2,model=4`.
 """
 
 import contextlib
-import dataclasses
 import fnmatch
 import logging
 import math
@@ -28,6 +27,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Key, PyTree, Shaped
 
 from chapbook.core.errors import Error
+from chapbook.core.trees import dotted, is_array
 
 Rules = Mapping[str, str | Sequence[str] | None]
 Patterns = Sequence[tuple[str, tuple[str | None, ...]]]
@@ -87,60 +87,53 @@ def names(model: PyTree, patterns: Patterns = ()) -> PyTree:
     Raises:
         Error: An array has fewer dimensions than names, or two more.
     """
-    flat, structure = jax.tree_util.tree_flatten_with_path(model)
-    return structure.unflatten([_names_of(model, keys, leaf, patterns) for keys, leaf in flat])
+
+    def names_of(keys: tuple[Any, ...], leaf: Any) -> Names | None:
+        if not is_array(leaf):
+            return None
+        path = _path(model, keys)
+        patterned = (found for text, found in patterns if _matches(path, text))
+        found = next(patterned, None) or _declared(model, keys)
+        if found is None:
+            return Names()
+        extra = leaf.ndim - len(found)
+        if extra not in (0, 1):
+            count = f"{len(found)} names for {leaf.ndim} dimensions"
+            raise Error(f"{path}: {count}: {_listed(found)} (shape {leaf.shape})")
+        return Names(("layers",) * extra + tuple(found))
+
+    return jax.tree_util.tree_map_with_path(names_of, model)
 
 
-def _names_of(model: PyTree, keys: tuple, leaf: Any, patterns: Patterns) -> Names | None:
-    if not _is_array(leaf):
-        return None
-    path = _path(model, keys)
-    found = _pattern(path, patterns) or _field(model, keys)
-    if found is None:
-        return Names()
-    extra = leaf.ndim - len(found)
-    if extra not in (0, 1):
-        count = "more names than dimensions" if extra < 0 else f"{extra} dimensions without a name"
-        raise Error(f"{path}: {count}: {', '.join(map(str, found))} (shape {leaf.shape})")
-    return Names(("layers",) * extra + tuple(found))
-
-
-def _pattern(path: str, patterns: Patterns) -> tuple[str | None, ...] | None:
-    return next((found for text, found in patterns if _matches(path, text)), None)
+def _path(tree: PyTree, keys: tuple[Any, ...]) -> str:
+    """Returns a dotted path, with the class of the tree's root before it if that is a module."""
+    root = f"{type(tree).__name__}." if isinstance(tree, eqx.Module) else ""
+    return root + dotted(keys)
 
 
 def _matches(path: str, pattern: str) -> bool:
     """Matches a path with or without the name of the model's class before it."""
-    return fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(
-        path.partition(".")[2], pattern
-    )
+    return any(fnmatch.fnmatchcase(text, pattern) for text in (path, path.partition(".")[2]))
 
 
-def _field(model: PyTree, keys: tuple) -> tuple[str | None, ...] | None:
+def _declared(model: PyTree, keys: tuple[Any, ...]) -> tuple[str | None, ...] | None:
     """Returns the names in the metadata of the innermost field on the way to a leaf."""
     node, found = model, None
     for key in keys:
-        if isinstance(key, jax.tree_util.GetAttrKey):
-            if dataclasses.is_dataclass(node):
-                field = {f.name: f for f in dataclasses.fields(node)}.get(key.name)
+        match key:
+            case jax.tree_util.GetAttrKey(name=name):
+                field = getattr(node, "__dataclass_fields__", {}).get(name)
                 found = (field and field.metadata.get("axes")) or found
-            node = getattr(node, key.name)
-        elif isinstance(key, jax.tree_util.SequenceKey):
-            node = node[key.idx]
-        elif isinstance(key, jax.tree_util.DictKey):
-            node = node[key.key]
-        else:
-            break
+                node = getattr(node, name)
+            case jax.tree_util.SequenceKey(idx=at) | jax.tree_util.DictKey(key=at):
+                node = node[at]
+            case _:
+                break
     return found
 
 
 def specs(
-    names: PyTree,
-    rules: Rules,
-    mesh: Mesh,
-    shapes: PyTree | None = None,
-    *,
-    replicate_below: int = 0,
+    names: PyTree, rules: Rules, mesh: Mesh, shapes: PyTree | None = None, replicate_below: int = 0
 ) -> PyTree:
     """Returns the partition spec of every array from the names of its dimensions.
 
@@ -158,59 +151,51 @@ def specs(
     Raises:
         Error: A name has no rule, or a size is not divisible by its mesh axes.
     """
-    flat, structure = jax.tree_util.tree_flatten_with_path(
-        names, is_leaf=lambda node: node is None or _is_names(node)
-    )
-    arrays = [None] * len(flat) if shapes is None else structure.flatten_up_to(shapes)
-    root = names if shapes is None else shapes
-    return structure.unflatten(
-        [
-            leaf
-            if leaf is None
-            else _spec(_path(root, keys), leaf, rules, dict(mesh.shape), array, replicate_below)
-            for (keys, leaf), array in zip(flat, arrays, strict=True)
-        ]
-    )
 
+    def spec_of(keys: tuple[Any, ...], found: Names | None, *given: Any) -> PartitionSpec | None:
+        if found is None:
+            return None
+        path, sizes = _path(names if shapes is None else shapes, keys), dict(mesh.shape)
+        shape = given[0].shape if given else None
+        if shape is not None and math.prod(shape) < replicate_below:
+            sizes.pop("fsdp", None)
+        parts = _assign(path, found, rules, sizes)
+        for name, size, part in zip(found, shape or (), parts, strict=False):
+            if not _divides(size, part, sizes):
+                over = ",".join(f"{axis}={sizes[axis]}" for axis in part)
+                raise Error(f"{path}: {name}={size} is not divisible by {over} (shape {shape})")
+        return PartitionSpec(*map(_entry, parts))
 
-def _spec(
-    path: str,
-    leaf: Sequence[str | None],
-    rules: Rules,
-    sizes: Mapping[str, int],
-    array: Any,
-    replicate_below: int,
-) -> PartitionSpec:
-    if array is None:
-        return PartitionSpec(*map(_entry, _assign(path, leaf, rules, sizes)))
-    if math.prod(array.shape) < replicate_below:
-        sizes = {axis: size for axis, size in sizes.items() if axis != "fsdp"}
-    parts = _assign(path, leaf, rules, sizes)
-    for name, size, part in zip(leaf, array.shape, parts, strict=False):
-        if size % math.prod(sizes[axis] for axis in part):
-            over = ",".join(f"{axis}={sizes[axis]}" for axis in part)
-            raise Error(f"{path}: {name}={size} is not divisible by {over} (shape {array.shape})")
-    return PartitionSpec(*map(_entry, parts))
+    return jax.tree_util.tree_map_with_path(
+        spec_of,
+        names,
+        *(() if shapes is None else (shapes,)),
+        is_leaf=lambda node: node is None or (type(node) is tuple and str in map(type, node)),
+    )
 
 
 def _assign(
-    path: str, leaf: Sequence[str | None], rules: Rules, sizes: Mapping[str, int]
+    path: str, names: Sequence[str | None], rules: Rules, sizes: Mapping[str, int]
 ) -> list[tuple[str, ...]]:
     """Returns the mesh axes of each dimension; the first to claim an axis keeps it."""
     taken: set[str] = set()
     parts = []
-    for name in leaf:
+    for name in names:
         if name is not None and name not in rules:
             raise Error(
                 f'{path}: no rule for "{name}"; the rules name {", ".join(rules)}',
                 f'pass rules={{**RULES, "{name}": ...}} with a mesh axis, or None',
             )
-        rule = rules[name] if name is not None else None
-        wanted = (rule,) if isinstance(rule, str) else tuple(rule or ())
+        rule = None if name is None else rules[name]
+        wanted = (rule,) if isinstance(rule, str) else rule or ()
         part = tuple(axis for axis in wanted if axis in sizes and axis not in taken)
         taken.update(part)
         parts.append(part)
     return parts
+
+
+def _divides(size: int, part: tuple[str, ...], sizes: Mapping[str, int]) -> bool:
+    return size % math.prod(sizes[axis] for axis in part) == 0
 
 
 def _entry(part: tuple[str, ...]) -> Any:
@@ -244,28 +229,26 @@ def shardings(
     Raises:
         Error: Arrays have no names, a pattern matches nothing, or what `names` and `specs` raise.
     """
-    named = names(tree, patterns)
-    leaves = [(p, leaf) for p, leaf in _paths(tree) if _is_array(leaf)]
-    flat = [leaf for leaf in jax.tree.leaves(named, is_leaf=_is_names) if leaf is not None]
-    unnamed = [
-        (path, leaf)
-        for (path, leaf), found in zip(leaves, flat, strict=True)
-        if not found and leaf.ndim > 1 and jnp.issubdtype(leaf.dtype, jnp.inexact)
-    ]
-    listing = ", ".join(f"{path} {leaf.shape}" for path, leaf in unnamed)
+    found, arrays = names(tree, patterns), _arrays(tree)
+    unnamed = {
+        path: leaf
+        for (path, leaf), given in zip(arrays.items(), jax.tree.leaves(found), strict=True)
+        if not given and leaf.ndim > 1 and jnp.issubdtype(leaf.dtype, jnp.inexact)
+    }
+    listing = ", ".join(f"{path} {leaf.shape}" for path, leaf in unnamed.items())
     if unnamed and strict:
         raise Error(
             f"no names for the dimensions of {listing}",
             "declare the fields with axes(...), or pass patterns=[(path, names), ...]",
         )
     if unnamed:
-        size = sum(_bytes(leaf) for _, leaf in unnamed)
+        size = sum(_bytes(leaf, leaf.shape) for leaf in unnamed.values())
         _log.warning("replicated for want of names: %s (%d bytes)", listing, size)
     for text, _ in patterns if strict else ():
-        if not any(_matches(path, text) for path, _ in leaves):
-            raise Error(f"the pattern {text} matches none of {', '.join(p for p, _ in leaves)}")
-    planned = specs(named, rules, mesh, tree, replicate_below=replicate_below)
-    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), planned, is_leaf=_is_spec)
+        if not any(_matches(path, text) for path in arrays):
+            raise Error(f"the pattern {text} matches none of {', '.join(arrays)}")
+    planned = specs(found, rules, mesh, tree, replicate_below)
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), planned)
 
 
 @contextlib.contextmanager
@@ -305,25 +288,19 @@ def constrain(x: Shaped[Array, "..."], *names: str | None) -> Shaped[Array, "...
         Error: There are more names than dimensions, or a name has no rule.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    sizes = {
-        name: size
-        for name, size, kind in zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
-        if kind == AxisType.Auto
-    }
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    sizes = {axis: mesh.shape[axis] for axis, kind in kinds if kind == AxisType.Auto}
     if not sizes:
         return x
     extra = x.ndim - len(names)
     if extra < 0:
-        raise Error(f"more names than dimensions: {', '.join(map(str, names))} (shape {x.shape})")
+        raise Error(f"more names than dimensions: {_listed(names)} (shape {x.shape})")
     placed, rules = _in_force.value
     traced = isinstance(x, Tracer)
     free = PartitionSpec.UNCONSTRAINED if traced else None
-    parts: list[Any] = [free] * extra
-    assigned = _assign("constrain", names, dict(rules), sizes)
-    for size, part in zip(x.shape[extra:], assigned, strict=True):
-        divides = size % math.prod(sizes[axis] for axis in part) == 0
-        parts.append(_entry(part) if divides else free)
-    spec = PartitionSpec(*parts)
+    assigned = zip(x.shape[extra:], _assign("constrain", names, dict(rules), sizes), strict=True)
+    parts = [_entry(part) if _divides(size, part, sizes) else free for size, part in assigned]
+    spec = PartitionSpec(*[free] * extra, *parts)
     if not traced:
         return jax.device_put(x, spec)
     # vmap in eager mode needs the devices; shard_map needs its own view of the mesh.
@@ -359,7 +336,7 @@ def create(
     shapes = eqx.filter_eval_shape(init, key)
     planned = shardings(shapes, mesh, rules, patterns, strict, replicate_below=replicate_below)
     arrays = jax.jit(lambda key: eqx.filter(init(key), eqx.is_array), out_shardings=planned)(key)
-    return eqx.combine(arrays, eqx.filter(shapes, _is_array, inverse=True))
+    return eqx.combine(arrays, eqx.filter(shapes, is_array, inverse=True))
 
 
 def like(optimizer: optax.GradientTransformation, params: PyTree, shardings: PyTree) -> PyTree:
@@ -377,19 +354,19 @@ def like(optimizer: optax.GradientTransformation, params: PyTree, shardings: PyT
     Returns:
         A tree like the optimizer's state of `NamedSharding`.
     """
-    shapes = jax.eval_shape(lambda tree: tree, eqx.filter(params, _is_array))
+    shapes = eqx.filter(params, is_array)
     shardings = jax.tree.map(
-        lambda shape, sharding: None if shape is None else sharding,
+        lambda leaf, sharding: None if leaf is None else sharding,
         shapes,
         shardings,
         is_leaf=lambda node: node is None,
     )
     whole = NamedSharding(jax.tree.leaves(shardings)[0].mesh, PartitionSpec())
 
-    def mirror(leaf: Any, shape: jax.ShapeDtypeStruct, sharding: NamedSharding) -> Any:
+    def mirror(leaf: Any, param: Any, sharding: NamedSharding) -> Any:
         if isinstance(leaf, optax.MaskedNode):
             return leaf
-        return sharding if leaf.shape == shape.shape else whole
+        return sharding if leaf.shape == param.shape else whole
 
     return optax.tree_map_params(
         optimizer,
@@ -412,7 +389,7 @@ def describe(tree: PyTree, shardings: PyTree) -> pl.DataFrame:
     Returns:
         A frame of `path`, `shape`, `dtype`, `spec`, `bytes` and `bytes_per_device`.
     """
-    placed = zip(_paths(tree), jax.tree.structure(tree).flatten_up_to(shardings), strict=True)
+    placed = zip(_arrays(tree).items(), jax.tree.leaves(shardings), strict=True)
     return pl.DataFrame(
         [
             {
@@ -420,39 +397,23 @@ def describe(tree: PyTree, shardings: PyTree) -> pl.DataFrame:
                 "shape": str(leaf.shape),
                 "dtype": str(leaf.dtype),
                 "spec": str(sharding.spec),
-                "bytes": _bytes(leaf),
+                "bytes": _bytes(leaf, leaf.shape),
                 "bytes_per_device": _bytes(leaf, sharding.shard_shape(leaf.shape)),
             }
             for (path, leaf), sharding in placed
-            if _is_array(leaf)
         ]
     )
 
 
-def _bytes(leaf: Any, shape: tuple[int, ...] | None = None) -> int:
+def _arrays(tree: PyTree) -> dict[str, Any]:
+    flat = jax.tree_util.tree_leaves_with_path(eqx.filter(tree, is_array))
+    return {_path(tree, keys): leaf for keys, leaf in flat}
+
+
+def _bytes(leaf: Any, shape: tuple[int, ...]) -> int:
     # A typed key has no item size of NumPy's; JAX's dtype of it has one.
-    return math.prod(leaf.shape if shape is None else shape) * leaf.dtype.itemsize
+    return math.prod(shape) * leaf.dtype.itemsize
 
 
-def _is_array(leaf: Any) -> bool:
-    return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
-
-
-def _is_spec(node: Any) -> bool:
-    return isinstance(node, PartitionSpec)
-
-
-def _is_names(node: Any) -> bool:
-    plain = type(node) is tuple and all(isinstance(name, str | None) for name in node)
-    return isinstance(node, Names) or (plain and any(name is not None for name in node))
-
-
-def _paths(tree: PyTree) -> list[tuple[str, Any]]:
-    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return [(_path(tree, keys), leaf) for keys, leaf in flat]
-
-
-def _path(tree: PyTree, keys: tuple) -> str:
-    """Returns a dotted path, with the class of the tree's root before it if that is a module."""
-    dotted = jax.tree_util.keystr(keys, simple=True, separator=".")
-    return f"{type(tree).__name__}.{dotted}" if isinstance(tree, eqx.Module) else dotted
+def _listed(names: Sequence[str | None]) -> str:
+    return ", ".join(map(str, names))

@@ -14,10 +14,9 @@ import json
 import logging
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,26 +26,16 @@ from safetensors import SafetensorError, safe_open
 
 from chapbook.core.errors import Error
 from chapbook.core.io import write_atomic
+from chapbook.core.trees import filled, named
 
 Tree = TypeVar("Tree")
 Rename = Callable[[str], str] | Mapping[str, str]
 
 _CODES = {
-    "bool": "BOOL",
-    "uint8": "U8",
-    "int8": "I8",
-    "uint16": "U16",
-    "int16": "I16",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "uint32": "U32",
-    "int32": "I32",
-    "float32": "F32",
-    "uint64": "U64",
-    "int64": "I64",
-    "float64": "F64",
-    "complex64": "C64",
-}
+    "bool": "BOOL", "uint8": "U8", "uint16": "U16", "uint32": "U32", "uint64": "U64",
+    "int8": "I8", "int16": "I16", "int32": "I32", "int64": "I64", "complex64": "C64",
+    "bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64",
+}  # fmt: skip
 _DTYPES = {code: name for name, code in _CODES.items()}
 _log = logging.getLogger(__name__)
 
@@ -68,7 +57,7 @@ def save_weights(tree: Any, path: str | Path, metadata: Mapping[str, str] | None
             arrays have one name.
     """
     # The format wants every tensor aligned to its item size: wide ones come first.
-    leaves = sorted(_leaves(tree).items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
+    leaves = sorted(named(tree).items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for name, leaf in leaves:
@@ -110,7 +99,7 @@ def load_weights(
     """Reads a checkpoint into the arrays of a tree, each device only its own shards.
 
     Args:
-        path: A safetensors file, the `*.index.json` of a set of them, or the folder of either.
+        path: A safetensors file, or the `*.index.json` of a set of them.
         like: The tree to fill: arrays, or `jax.ShapeDtypeStruct`s with shardings. Its shapes,
             dtypes and shardings are those of the result; what is no array stays.
         rename: From a name in the tree (`blocks.attn.q`) to the one in the file: a function, or
@@ -128,33 +117,45 @@ def load_weights(
     Raises:
         Error: The names or shapes differ, in one list; or a file cannot be read.
     """
-    path = Path(path)
+    leaves = named(like)
+    stored = {name: _stored(name, leaf, rename, transpose) for name, leaf in leaves.items()}
     with contextlib.ExitStack() as stack:
-        tensors = _open(path, stack)
-        leaves = _leaves(like)
-        stored = {name: _renamed(name, rename) for name in leaves}
-        swapped = {n for n in leaves if any(fnmatch.fnmatchcase(n, text) for text in transpose)}
-        absent = _check(path, leaves, stored, swapped, tensors, strict)
+        tensors = _open(Path(path), stack)
+        absent = _check(path, leaves, stored, tensors, strict)
 
-        def load(name: str, leaf: Any) -> Any:
-            if name in absent:
-                return leaf
-            parts = [tensors[part] for part in _parts(stored[name], leaf)]
-            stacked, swap = "*" in stored[name], name in swapped
-            return _place(leaf, lambda index: _read(parts, index, stacked, swap, leaf.dtype))
+        def load(name: str, leaf: Any) -> jax.Array:
+            def read(index: tuple[slice, ...] | None) -> np.ndarray:
+                return _read(tensors, stored[name], index or ()).astype(leaf.dtype, copy=False)
 
-        loaded = iter([load(name, leaf) for name, leaf in leaves.items()])
-        return jax.tree.map(lambda leaf: next(loaded) if _is_array(leaf) else leaf, like)
+            sharding = getattr(leaf, "sharding", None)
+            if sharding is None or not getattr(leaf, "committed", True):
+                return jnp.asarray(read((slice(None),) * leaf.ndim))
+            return jax.make_array_from_callback(leaf.shape, sharding, read)
+
+        found = {name: load(name, leaf) for name, leaf in leaves.items() if name not in absent}
+    return filled(like, found)
+
+
+class _Stored(NamedTuple):
+    """How a file holds an array: in one tensor or a stack of several, as it is or transposed."""
+
+    names: list[str]
+    stacked: bool
+    transposed: bool
+
+
+def _stored(name: str, leaf: Any, rename: Rename | None, transpose: Sequence[str]) -> _Stored:
+    stored = rename(name) if callable(rename) else name
+    for pattern, replacement in () if callable(rename) else (rename or {}).items():
+        stored = re.sub(pattern, replacement, stored)
+    stacked = "*" in stored and leaf.ndim > 0
+    names = [stored.replace("*", str(i)) for i in range(leaf.shape[0])] if stacked else [stored]
+    swap = any(fnmatch.fnmatchcase(name, pattern) for pattern in transpose)
+    return _Stored(names, stacked, swap and leaf.ndim - stacked > 1)
 
 
 def _open(path: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
     """Returns the reader of every tensor of a file, or of a set of files."""
-    if path.is_dir():
-        found = sorted(path.glob("*.index.json")) or sorted(path.glob("*.safetensors"))
-        if len(found) != 1:
-            listing = ", ".join(file.name for file in found) or "none"
-            raise Error(f"{path} should hold one checkpoint, it holds {listing}; name the file")
-        path = found[0]
     tensors = {}
     try:
         files = [path]
@@ -164,54 +165,36 @@ def _open(path: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
         for path in files:
             reader = stack.enter_context(safe_open(path, framework="np"))
             tensors |= {name: reader.get_slice(name) for name in reader.keys()}  # noqa: SIM118
-    except FileNotFoundError as error:
-        raise Error(f"{path} is missing") from error
-    except (SafetensorError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise Error(f"{path} is no whole checkpoint: {error}") from error
     return tensors
 
 
-def _renamed(name: str, rename: Rename | None) -> str:
-    if callable(rename):
-        return rename(name)
-    for pattern, replacement in (rename or {}).items():
-        name = re.sub(pattern, replacement, name)
-    return name
-
-
-def _parts(stored: str, leaf: Any) -> list[str]:
-    """Returns the names of the tensors that make up an array: several if they are stacked."""
-    if "*" not in stored:
-        return [stored]
-    return [stored.replace("*", str(i)) for i in range(math.prod(leaf.shape[:1]))]
-
-
 def _check(
-    path: Path,
-    leaves: Mapping[str, Any],
-    stored: Mapping[str, str],
-    swapped: set[str],
-    tensors: Mapping[str, Any],
+    path: str | Path,
+    leaves: dict[str, Any],
+    stored: dict[str, _Stored],
+    tensors: dict[str, Any],
     strict: bool,
 ) -> set[str]:
     """Raises unless the tensors fit the tree; returns the arrays that the file does not hold."""
-    parts = {name: _parts(stored[name], leaf) for name, leaf in leaves.items()}
-    wanted = {part for found in parts.values() for part in found}
-    absent = {name for name, found in parts.items() if not tensors.keys() >= set(found)}
+    wanted = {part for found in stored.values() for part in found.names}
     misshaped = []
     for name, leaf in leaves.items():
-        shape = leaf.shape[1:] if "*" in stored[name] else leaf.shape
-        for part in sorted(tensors.keys() & set(parts[name])):
-            held = _swap(tuple(tensors[part].get_shape()), name in swapped)
-            dtype = _DTYPES.get(code := tensors[part].get_dtype())
-            if dtype is None or _is_inexact(dtype) != _is_inexact(leaf.dtype) or held != shape:
+        shape = leaf.shape[1:] if stored[name].stacked else leaf.shape
+        for part in sorted(tensors.keys() & stored[name].names):
+            held, code = tuple(tensors[part].get_shape()), tensors[part].get_dtype()
+            dtype = _DTYPES.get(code)
+            fits = dtype is not None and _is_inexact(dtype) == _is_inexact(leaf.dtype)
+            if not fits or len(held) != len(shape) or _swapped(held, stored[name]) != shape:
                 misshaped.append(f"{part} is {code} {held}, wanted {leaf.dtype} {shape}")
     problems = {
         "missing": sorted(wanted - tensors.keys()),
         "unexpected": sorted(tensors.keys() - wanted),
         "mis-shaped": misshaped,
     }
-    report = "; ".join(f"{kind}: {_listing(found)}" for kind, found in problems.items() if found)
+    report = "; ".join(f"{kind}: {_listed(found)}" for kind, found in problems.items() if found)
+    absent = {name for name in leaves if not tensors.keys() >= set(stored[name].names)}
     abstract = any(isinstance(leaves[name], jax.ShapeDtypeStruct) for name in absent)
     if misshaped or abstract or (strict and report):
         raise Error(f"{path} does not fit: {report}", "pass rename=, transpose= or strict=False")
@@ -220,49 +203,23 @@ def _check(
     return absent
 
 
-def _listing(found: Sequence[str]) -> str:
+def _listed(found: Sequence[str]) -> str:
     rest = f" and {len(found) - 20} more" if len(found) > 20 else ""
     return ", ".join(found[:20]) + rest
 
 
-def _place(leaf: Any, read: Callable[[tuple[slice, ...]], np.ndarray]) -> jax.Array:
-    sharding = getattr(leaf, "sharding", None)
-    if sharding is None or not getattr(leaf, "committed", True):
-        return jnp.asarray(read((slice(None),) * leaf.ndim))
-    return jax.make_array_from_callback(leaf.shape, sharding, lambda index: read(index or ()))
-
-
-def _read(
-    parts: list[Any], index: tuple[slice, ...], stacked: bool, swap: bool, dtype: Any
-) -> np.ndarray:
-    if stacked:
-        return np.stack([_read([p], index[1:], False, swap, dtype) for p in parts[index[0]]])
+def _read(tensors: Mapping[str, Any], stored: _Stored, index: tuple[slice, ...]) -> np.ndarray:
+    if stored.stacked:
+        alone = [stored._replace(names=[name], stacked=False) for name in stored.names[index[0]]]
+        return np.stack([_read(tensors, one, index[1:]) for one in alone])
+    tensor = tensors[stored.names[0]]
     # safetensors slices neither scalars nor empty tensors.
-    part = parts[0][_swap(index, swap) if math.prod(parts[0].get_shape()) > 1 else ()]
-    return (part.swapaxes(-1, -2) if swap else part).astype(dtype, copy=False)
+    part = tensor[_swapped(index, stored) if math.prod(tensor.get_shape()) > 1 else ()]
+    return part.swapaxes(-1, -2) if stored.transposed else part
 
 
-def _swap(of_axes: tuple, swap: bool) -> tuple:
-    return (*of_axes[:-2], of_axes[-1], of_axes[-2]) if swap and len(of_axes) > 1 else of_axes
-
-
-def _leaves(tree: Any) -> dict[str, Any]:
-    """Returns the arrays of a tree by their dotted paths."""
-    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-    found = [
-        (jax.tree_util.keystr(keys, simple=True, separator="."), leaf)
-        for keys, leaf in flat
-        if _is_array(leaf)
-    ]
-    leaves = dict(found)
-    if len(leaves) < len(found):
-        twice = next(name for name, count in Counter(n for n, _ in found).items() if count > 1)
-        raise Error(f"two arrays have the name {twice}; a key of a dict must not hold dots")
-    return leaves
-
-
-def _is_array(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array | np.ndarray | jax.ShapeDtypeStruct)
+def _swapped(of_axes: tuple, stored: _Stored) -> tuple:
+    return (*of_axes[:-2], of_axes[-1], of_axes[-2]) if stored.transposed else of_axes
 
 
 def _is_inexact(dtype: Any) -> bool:
