@@ -21,6 +21,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import polars as pl
 import typer
+from typer import Argument, Option
 
 from chapbook.core.errors import Error
 from chapbook.core.io import write_atomic
@@ -37,27 +38,17 @@ def _precision(text: str) -> str:
 
 
 _FILES = "A csv, tsv, parquet, ipc, jsonl, json or xlsx file; - is stdin."
-TableIn = Annotated[Path, typer.Argument(metavar="TABLE", help=_FILES)]
-TableOut = Annotated[
-    Path, typer.Option("--output", metavar="TABLE", help="The file to write; - is stdout.")
-]
-RunDir = Annotated[
-    Path, typer.Option("--run", metavar="FOLDER", help="The run's folder; made or continued.")
-]
-MeshText = Annotated[
-    str, typer.Option("--mesh", metavar="AXES", help="Devices by axis, such as data=4,model=2.")
-]
-Devices = Annotated[
-    int | None, typer.Option("--devices", min=1, help="Simulate this many devices on the CPU.")
-]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same result.")]
-_TYPE = "The type of the computation, float32 or bfloat16; parameters stay float32."
-Precision = Annotated[
-    str, typer.Option("--precision", parser=_precision, metavar="TYPE", help=_TYPE)
-]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Empty the run's folder first.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+_TYPE = "Type of the computation, float32 or bfloat16; parameters stay float32."
+TableIn = Annotated[Path, Argument(metavar="TABLE", help=_FILES)]
+TableOut = Annotated[Path, Option("--output", metavar="TABLE", help="File to write; - is stdout.")]
+RunDir = Annotated[Path, Option("--run", metavar="FOLDER", help="Of the run, new or continued.")]
+MeshText = Annotated[str, Option("--mesh", metavar="AXES", help="Devices: data=4,model=2 or auto.")]
+Devices = Annotated[int | None, Option("--devices", min=1, help="Simulate so many CPU devices.")]
+Seed = Annotated[int, Option("--seed", min=0, help="The same seed gives the same result.")]
+Precision = Annotated[str, Option("--precision", parser=_precision, metavar="TYPE", help=_TYPE)]
+Fresh = Annotated[bool, Option("--fresh", help="Empty the run's folder first.")]
+Quiet = Annotated[bool, Option("--quiet", help="Show no progress.")]
+Json = Annotated[bool, Option("--json", help="Print the result as one JSON object.")]
 
 
 def app(name: str, help: str, version: str) -> typer.Typer:  # noqa: A002
@@ -78,13 +69,11 @@ def app(name: str, help: str, version: str) -> typer.Typer:  # noqa: A002
             typer.echo(f"{name} {version} ({', '.join(parts)})")
             raise typer.Exit
 
-    shown = typer.Option("--version", callback=show_version, is_eager=True, help="Show versions.")
-    debug = typer.Option("--debug", help="Show the traceback of an error.")
+    shown = Option("--version", callback=show_version, is_eager=True, help="Show the versions.")
+    debug = Option("--debug", help="Show the traceback of an error.")
 
     @made.callback()
-    def options(
-        version: Annotated[bool, shown] = False, debug: Annotated[bool, debug] = False
-    ) -> None:
+    def options(version: Annotated[bool, shown] = False, debug: Annotated[bool, debug] = False):
         pass
 
     return made
@@ -204,8 +193,8 @@ def _known(problem: BaseException) -> tuple[str, str | None] | None:
     match problem:
         case Error():
             return problem.message, problem.hint
-        case OSError(filename=str(name), strerror=str(reason)):
-            return f"{name}: {reason}", None
+        case OSError(strerror=str(reason)) if problem.filename:
+            return f"{problem.filename}: {reason}", None
         # Polars' own: a lazy table whose values do not fit, a disk that is full.
         case OSError() | pl.exceptions.ComputeError():
             return text.partition("\n")[0] or type(problem).__name__, None

@@ -66,18 +66,21 @@ def _fitted(value: Any, hint: Any, name: str) -> Any:
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     wanted = typing.get_args(hint) if union else (hint,)
     for want in wanted:
-        kind, args = typing.cast(Any, typing.get_origin(want) or want), typing.get_args(want)
-        if kind == Any or (kind == typing.Literal and value in args):
+        kind, args = typing.get_origin(want) or want, typing.get_args(want)
+        if kind is Any or (kind is typing.Literal and value in args):
             return value
         if kind is types.NoneType and value in (None, "none"):
             return None
-        if (kind, type(value)) in ((float, int), (Path, str)):
-            return kind(value)
+        if kind is float and type(value) is int:
+            return float(value)
+        if kind is Path and isinstance(value, str):
+            return Path(value)
         if kind in (tuple, list) and isinstance(value, list | tuple):
             alike = args[1:] in ((), (...,))
             each = (args[:1] or (Any,)) * len(value) if alike else args
             if len(each) == len(value):
-                return kind([_fitted(v, t, name) for v, t in zip(value, each, strict=True)])
+                items = [_fitted(v, t, name) for v, t in zip(value, each, strict=True)]
+                return items if kind is list else tuple(items)
         if type(value) is kind:  # a bool is an int to Python, but not to the user
             return value
     shown = " or ".join(str(want) if typing.get_args(want) else want.__name__ for want in wanted)

