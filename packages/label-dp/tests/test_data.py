@@ -110,6 +110,7 @@ def test_images_come_from_a_parquet_column_or_a_folder_alike(tmp_path):
     folder = read_examples(tmp_path / "images", label="folder", classes=CLASSES)
     order = np.argsort(folder.x[:, 0, 0, 0])
     np.testing.assert_array_equal(folder.x[order], table.x)
+    assert folder.labels is not None
     np.testing.assert_array_equal(folder.labels[order], table.labels)
     assert all("/" not in name for name in folder.table["file"]), "the path would tell the label"
 

@@ -59,12 +59,12 @@ def test_resnet_18_has_the_published_number_of_parameters():
 
 def test_batch_norm_normalises_by_the_batch_and_remembers_it():
     norm = BatchNorm(3)
-    x = 3 + 2 * IMAGES
+    x = jnp.asarray(3 + 2 * IMAGES)
     out, (mean, variance) = eqx.filter_jit(norm)(x, norm.statistics(), True)
     np.testing.assert_allclose(np.mean(out, (0, 1, 2)), 0, atol=1e-4)
     np.testing.assert_allclose(np.var(out, (0, 1, 2)), 1, atol=1e-3)
-    np.testing.assert_allclose(mean, 0.1 * x.mean((0, 1, 2)), rtol=1e-4)
-    np.testing.assert_allclose(variance, 0.9 + 0.1 * x.var((0, 1, 2)), rtol=1e-4)
+    np.testing.assert_allclose(mean, 0.1 * np.mean(x, (0, 1, 2)), rtol=1e-4)
+    np.testing.assert_allclose(variance, 0.9 + 0.1 * np.var(x, (0, 1, 2)), rtol=1e-4)
     given = np.full(3, 3.0, np.float32), np.full(3, 4.0, np.float32)
     seen, after = eqx.filter_jit(norm)(x, given, False)
     np.testing.assert_allclose(seen, (x - 3) / np.sqrt(4 + 1e-5), atol=1e-4)
@@ -73,7 +73,7 @@ def test_batch_norm_normalises_by_the_batch_and_remembers_it():
 
 def test_the_rater_scores_pairs_by_their_factors_and_biases():
     rater = Rater(3, 4, 5, KEY, rank=2)
-    pairs = np.array([[0, 1], [2, 3]], np.int32)
+    pairs = jnp.array([[0, 1], [2, 3]])
     product = np.asarray(rater.user_factors)[[0, 2]] * np.asarray(rater.item_factors)[[1, 3]]
     np.testing.assert_allclose(rater(pairs), product @ np.asarray(rater.head.weight), atol=1e-6)
 
@@ -122,8 +122,8 @@ def test_schedules_of_very_short_stages_are_finite(name, steps):
 
 
 def test_mixup_mixes_each_record_with_its_mirror_image():
-    values = np.arange(8.0).reshape(4, 2)
-    np.testing.assert_allclose(mix(values, 0.75), 0.75 * values + 0.25 * values[::-1])
+    values = jnp.arange(8.0).reshape(4, 2)
+    np.testing.assert_allclose(mix(values, jnp.asarray(0.75)), 0.75 * values + 0.25 * values[::-1])
     assert float(mixing_weight(KEY, 0.0)) == 1
     draw = jax.jit(jax.vmap(lambda key: mixing_weight(key, 8.0)))
     draws = draw(jax.random.split(KEY, 4000))

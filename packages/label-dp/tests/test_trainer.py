@@ -141,7 +141,7 @@ def test_batch_statistics_are_carried_but_not_trained():
     trainer = ModelTrainer(model, training, key=KEY).fit(x, np.eye(2)[rng.integers(0, 2, 16)])
     before, after = model.statistics(), trainer.statistics
     np.testing.assert_allclose(after[0][0], 0.9 * 0.9 * before[0][0] + (1 - 0.81) * 2, atol=0.3)
-    direct, _ = forward(trainer.model, x, after, train=False)
+    direct, _ = forward(trainer.model, jnp.asarray(x), after, train=False)
     powers = np.exp(np.asarray(direct, np.float64))
     powers /= powers.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(trainer.predict_proba(x), powers, atol=1e-5)
@@ -162,6 +162,7 @@ def test_early_stopping_sees_noisy_labels_only():
     trainer = ModelTrainer(Logistic(4, 3), training, key=KEY, validation=(x[:100], private))
     trainer.fit(x[100:], np.eye(3)[y[100:]])
     result = trainer.result
+    assert result is not None
     assert result.reason == "early stop"
     best = result.metrics["valid/debiased_accuracy"].max()
     hits = (trainer.predict_proba(x[:100]).argmax(axis=1) == private.labels).mean()

@@ -70,7 +70,7 @@ class Hidden(eqx.Module):
     """Computes `relu(x W + b)`; the output width is sharded over `model`."""
 
     weight: Float[Array, "inputs outputs"] = axes(None, "mlp")
-    bias: Float[Array, " outputs"]
+    bias: Float[Array, " outputs"] = axes("mlp")
 
     def __init__(self, inputs: int, outputs: int, key: PRNGKeyArray):
         self.weight = _he_normal(key, (inputs, outputs), inputs)
@@ -85,7 +85,7 @@ class Head(eqx.Module):
     """Computes `x W + b` into logits; starts at zero; the input width is sharded over `model`."""
 
     weight: Float[Array, "inputs classes"] = axes("mlp", None)
-    bias: Float[Array, " classes"]
+    bias: Float[Array, " classes"] = axes(None)
 
     def __init__(self, inputs: int, classes: int):
         self.weight = jnp.zeros((inputs, classes))
@@ -105,7 +105,7 @@ class Logistic(eqx.Module):
     """
 
     weight: Float[Array, "inputs classes"] = axes(None, None)
-    bias: Float[Array, " classes"]
+    bias: Float[Array, " classes"] = axes(None)
 
     def __init__(self, inputs: int, classes: int):
         self.weight = jnp.zeros((inputs, classes))
@@ -151,8 +151,8 @@ class MLP(eqx.Module):
 class Convolution(eqx.Module):
     """Computes a convolution without bias, padding `SAME`; output channels shard over `model`."""
 
-    kernel: Float[Array, "height width inputs outputs"] = axes(None, None, None, "mlp")
     stride: int = eqx.field(static=True)
+    kernel: Float[Array, "height width inputs outputs"] = axes(None, None, None, "mlp")
 
     def __init__(self, inputs: int, outputs: int, size: int, key: PRNGKeyArray, stride: int = 1):
         self.kernel = _he_normal(key, (size, size, inputs, outputs), size * size * inputs)
@@ -341,23 +341,21 @@ class Rater(eqx.Module):
         rank: Width of the factors.
     """
 
+    head: Head
     user_factors: Float[Array, "users rank"] = axes(None, "mlp")
     item_factors: Float[Array, "items rank"] = axes(None, "mlp")
     user_bias: Float[Array, "users classes"] = axes(None, None)
     item_bias: Float[Array, "items classes"] = axes(None, None)
-    head: Head
 
     def __init__(self, users: int, items: int, classes: int, key: PRNGKeyArray, rank: int = 16):
         user_key, item_key, head_key = jax.random.split(key, 3)
-        self.user_factors = jax.random.normal(user_key, (users, rank))
-        self.item_factors = jax.random.normal(item_key, (items, rank))
+        self.user_factors = 0.1 * jax.random.normal(user_key, (users, rank))
+        self.item_factors = 0.1 * jax.random.normal(item_key, (items, rank))
         self.user_bias = jnp.zeros((users, classes))
         self.item_bias = jnp.zeros((items, classes))
-        # A zero head would leave the factors without a gradient for the first step only, but
-        # products of two unit normals through a small head start the factors moving at once.
-        head = Head(rank, classes)
-        weight = 0.1 * jax.random.normal(head_key, (rank, classes)) / jnp.sqrt(rank)
-        self.head = eqx.tree_at(lambda h: h.weight, head, weight)
+        # A zero head would leave the factors without a gradient at first.
+        weight = jax.random.normal(head_key, (rank, classes)) / jnp.sqrt(rank)
+        self.head = eqx.tree_at(lambda head: head.weight, Head(rank, classes), weight)
 
     def __call__(self, x: Int[Array, "batch 2"]) -> Float[Array, "batch classes"]:
         """Returns the logits of (user, item) pairs."""

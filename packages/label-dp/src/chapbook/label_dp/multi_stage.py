@@ -273,7 +273,7 @@ class LPMST:
         self, x: np.ndarray, key: PRNGKeyArray, classes: int, prior: np.ndarray | None
     ) -> dict[str, Any]:
         """Returns what decides the run, as JSON values; nothing in it depends on a label."""
-        plain = dataclasses.asdict(dataclasses.replace(self, model_fn=None))  # pyright: ignore
+        plain = dataclasses.asdict(dataclasses.replace(self, model_fn=None))
         training = plain.pop("training")
         del plain["model_fn"]
         return {

@@ -5,6 +5,7 @@ Notable choices:
   learns from them: hundreds of trainings fit into minutes.
 - The mixing strengths, shares of part 1 and temperatures per epsilon are those of the paper's
   CIFAR-10 table; nothing was tuned on clean test labels, which are looked at once, at the end.
+- DP-SGD at the same epsilon protects the features too: it answers for more with the same number.
 - Seeds are paired: the same seed gives all methods the same partition and initial weights.
 - The privacy noise is seeded, so that the table can be made again: the data are public.
 """
@@ -53,13 +54,14 @@ PAPER = {
     math.inf: ((8.0, 4.0), 0.6, 0.5),
 }
 IMAGES = Training(steps=400, batch_size=256, learning_rate=0.1, schedule="cosine")
+# Chosen by debiased accuracy on randomised validation labels at epsilon 1, never on clean ones.
 RATINGS = Training(
-    steps=400,
+    steps=100,
     batch_size=2048,
     learning_rate=0.01,
     optimizer="adam",
     schedule="cosine",
-    weight_decay=1e-5,
+    weight_decay=1e-3,
 )
 
 
@@ -280,7 +282,10 @@ def regression(run: Run, seeds: int, quiet: bool) -> list[Claim]:
     from sklearn.datasets import load_diabetes
 
     film = movielens_100k()["rating"].to_numpy().astype(float)
-    sets = {"diabetes": np.asarray(load_diabetes().target, float), "MovieLens ratings": film}
+    sets = {
+        "diabetes": np.asarray(load_diabetes(return_X_y=True)[1], float),
+        "MovieLens ratings": film,
+    }
     rows = []
     for name, values in sets.items():
         atoms, counts = np.unique(values, return_counts=True)
