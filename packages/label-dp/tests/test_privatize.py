@@ -147,6 +147,11 @@ def test_each_record_may_have_its_own_epsilon():
     np.testing.assert_allclose(keep, 1 / (1 + 2 * np.exp(-frame["e"].to_numpy())))
     assert private.certificate.epsilon == 2.0
     assert private.certificate.epsilon_histogram == {"0": 100, "0.5": 100, "2": 100}
+    odd = frame.with_columns(e=pl.Series(np.linspace(0.01, 3, 300)))
+    private = privatize_rows(odd, request(epsilon=None, epsilon_column="e", prior=None))
+    spent = -np.log((1 / private.frame["label_keep"].to_numpy() - 1) / 2)
+    asked = odd["e"].to_numpy()
+    assert ((spent <= asked + 1e-12) & (spent >= asked * (1 - 2**-11) - 1e-12)).all()
     with pytest.raises(TableError, match="row 2: column e: epsilon must be 0 or more"):
         bad = frame.with_columns(e=pl.Series(np.resize([0.0, 0.5, np.nan], 300)))
         privatize_rows(bad, request(epsilon=None, epsilon_column="e", prior=None))

@@ -51,7 +51,7 @@ class Certificate:
         seeded: Whether the noise came from a seed; then nothing is private.
         schema: Column name to type of the input, without its values.
         verification: How the ratio was checked, with the result.
-        epsilon_histogram: Records by their epsilon (to 3 digits), where records differ.
+        epsilon_histogram: Records by their epsilon (to 2 digits), where records differ.
         group: Column, largest group and epsilon of one record, where groups share a budget.
         warnings: What an owner should know about the use of these labels.
         details: Anything else a mechanism states about itself, as JSON values.

@@ -34,6 +34,7 @@ from chapbook.label_dp.stream import Source
 # Blocks of so many rows, or prior cells, keep a block's arrays within some tens of megabytes.
 _BLOCK_ROWS = 1 << 16
 _BLOCK_CELLS = 1 << 22
+_EPSILON_BITS = 12
 _PRIOR_NOISE, _FIRST_BLOCK = 0, 1  # which child of the entropy draws what
 
 
@@ -213,7 +214,7 @@ class Release:
         self._uses |= block.uses
         if block.epsilons is not None and len(block.epsilons):
             self._largest = max(self._largest, float(block.epsilons.max()))
-            totals = pl.Series(block.epsilons + self._prior_epsilon).round_sig_figs(3)
+            totals = pl.Series(block.epsilons + self._prior_epsilon).round_sig_figs(2)
             values, counts = np.unique(totals.to_numpy(), return_counts=True)
             self._epsilons.update({f"{v:g}": int(c) for v, c in zip(values, counts, strict=True)})
         return block.frame
@@ -250,7 +251,9 @@ class Release:
             left = f" after {self._prior_epsilon:g} for the prior" if self._prior_epsilon else ""
             row = int(np.argmin(values >= 0))
             raise self._source.fault(first + row, name, f"epsilon must be 0 or more{left}")
-        return values
+        # Exact weights take some time for each epsilon: a column may hold only so many.
+        mantissas, exponents = np.frexp(values)
+        return np.ldexp(np.floor(mantissas * 2**_EPSILON_BITS) / 2**_EPSILON_BITS, exponents)
 
     # ---------------------------------------------------------------------------- surveying
 

@@ -19,7 +19,8 @@ class Request:
         label: The private column.
         labeller: What draws its answers.
         epsilon: The budget of a record, or of all records of a group together.
-        epsilon_column: A public column with the budget of each record (or group), instead.
+        epsilon_column: A public column with the budget of each record (or group), instead; each is
+            rounded down to 12 binary digits.
         prior: Where the prior comes from, if there is one.
         group_column: A public column; all records of one value share the budget.
         id_columns: Public columns that name a record; all public columns together if empty.
