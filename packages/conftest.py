@@ -34,30 +34,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """Runs a test marked `devices(count)` in a child process that simulates that many devices.
 
-    The number of devices is fixed once JAX has started, so all marked tests of a folder with one
-    count share one child, which runs when the first of them is due: importing JAX costs more than
-    most of them.
+    The number of devices is fixed once JAX has started, so all marked tests of a file with one
+    count share one child, which runs when the first of them is due.
     """
     marker = pyfuncitem.get_closest_marker("devices")
     if marker is None or CHILD in os.environ:
         return None
-    outcomes = _child_outcomes(pyfuncitem.session, pyfuncitem.path.parent, marker.args[0])
-    test = (pyfuncitem.path.stem, pyfuncitem.name)
-    if problem := outcomes.get(test, "the child process did not report this test"):
+    outcomes = _child_outcomes(pyfuncitem.session, pyfuncitem.path, marker.args[0])
+    if problem := outcomes.get(pyfuncitem.name, "the child process did not report this test"):
         pytest.fail(problem, pytrace=False)
     return True
 
 
-def _child_outcomes(
-    session: pytest.Session, folder: Path, count: int
-) -> dict[tuple[str, str], str]:
-    """Returns the problem, or an empty string, by file and name of a folder's marked tests."""
+def _child_outcomes(session: pytest.Session, path: Path, count: int) -> dict[str, str]:
+    """Returns the problem, or an empty string, by name of each marked test of a file."""
     cache = session.__dict__.setdefault("chapbook_children", {})
-    if (folder, count) not in cache:
+    if (path, count) not in cache:
         wanted = [
-            item
+            item.nodeid
             for item in session.items
-            if item.path.parent == folder
+            if item.path == path
             and (marker := item.get_closest_marker("devices"))
             and marker.args[0] == count
         ]
@@ -67,7 +63,7 @@ def _child_outcomes(
         if session.config.getoption("--slow"):
             options.append("--slow")
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", *options, *(item.nodeid for item in wanted)],
+            [sys.executable, "-m", "pytest", *options, *wanted],
             env={**os.environ, CHILD: str(count)},
             cwd=session.config.rootpath,
             capture_output=True,
@@ -75,10 +71,10 @@ def _child_outcomes(
         )
         if done.returncode not in (0, 1) or not report.exists():
             crash = f"the child process ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
-            cache[folder, count] = {(item.path.stem, item.name): crash for item in wanted}
+            cache[path, count] = {item.name: crash for item in session.items if item.path == path}
         else:
-            cache[folder, count] = {
-                (case.attrib["classname"].rpartition(".")[2], case.attrib["name"]): "\n".join(
+            cache[path, count] = {
+                case.attrib["name"]: "\n".join(
                     f"{e.attrib.get('message', '')}\n{e.text or ''}"
                     for e in case
                     if e.tag in ("failure", "error")
@@ -86,4 +82,4 @@ def _child_outcomes(
                 for case in ElementTree.parse(report).iter("testcase")
             }
             report.unlink()
-    return cache[folder, count]
+    return cache[path, count]
