@@ -4,7 +4,9 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
+from typing import Annotated
 
 import polars as pl
 import pytest
@@ -13,7 +15,7 @@ import typer
 from chapbook.core import cli
 from chapbook.core.errors import Error, MissingExtra, TableError
 from chapbook.core.run import Run
-from chapbook.core.tables import read_table
+from chapbook.core.tables import read_table, scan_table, write_table
 
 app = cli.app("toy", "A toy.", version="1.2")
 SEEN = {}
@@ -47,6 +49,13 @@ def fail() -> None:
 @app.command()
 def read(data: cli.TableIn) -> None:
     typer.echo(read_table(data, {"label": pl.Int64}).height)
+
+
+@app.command()
+def copy(
+    data: cli.TableIn, output: cli.TableOut, form: Annotated[str, typer.Option("--format")]
+) -> None:
+    write_table(scan_table(data), output, format=form)
 
 
 @pytest.fixture(autouse=True)
@@ -131,6 +140,11 @@ def test_a_usage_error_is_one_line_and_exits_2(words, part, capsys):
         (MemoryError(), "error: out of memory"),
         (pl.exceptions.ComputeError("bad value\n\nYou might"), "error: bad value\n"),
         (
+            pl.exceptions.ComputeError("underlying IO error: No space left (os error 28)\n\nThis"),
+            "error: underlying IO error: No space left (os error 28)\n",
+        ),
+        (ModuleNotFoundError("'fastexcel' not found.\npip"), "error: 'fastexcel' not found. pip\n"),
+        (
             RuntimeError("RESOURCE_EXHAUSTED: 9 GB"),
             "error: out of memory: RESOURCE_EXHAUSTED: 9 GB",
         ),
@@ -148,6 +162,15 @@ def test_a_bad_table_is_one_line_that_names_the_line(capsys):
     assert capsys.readouterr() == ("", 'error: t.csv:3: label "posi" is not an integer\n')
     assert exits("read", "no.csv") == 2
     assert capsys.readouterr().err == "error: no.csv: No such file or directory\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("form", ["csv", "parquet", "ipc", "jsonl"])
+def test_a_full_disk_is_one_line_that_names_the_path(form, capsys):
+    Path("t.csv").write_text("label\n1\n")
+    assert exits("copy", "t.csv", "--output", "/dev/full", "--format", form) == 2
+    assert capsys.readouterr().err == "error: /dev/full: No space left on device\n"
+    assert not list(Path().glob("crash-*"))
 
 
 def test_a_bug_is_one_line_and_its_traceback_a_file(capsys):
@@ -178,37 +201,33 @@ def test_exit_codes_of_commands_pass_through(capsys):
     assert capsys.readouterr().err == ""
 
 
-SCRIPT = """
-    import os, signal, sys, time, typer
-    from chapbook.core import cli
-    app = cli.app("toy", "A toy.", version="1")
-    @app.command()
-    def kill(name: str):
-        try:
-            os.kill(os.getpid(), getattr(signal, name))
-            time.sleep(10)
-        finally:
-            typer.echo("cleaned", err=True)
-    @app.command()
-    def pour():
-        while True:
-            print("x" * 1000)
-    cli.main(app)()
-"""
-
-
-def script(*words: str) -> list[str]:
-    return [sys.executable, "-c", textwrap.dedent(SCRIPT), *words]
+@app.command()
+def kill(name: str) -> None:
+    try:
+        os.kill(os.getpid(), getattr(signal, name))
+        time.sleep(10)
+    finally:
+        typer.echo("cleaned", err=True)
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
-def test_signals_clean_up_and_have_their_exit_codes(name, code):
-    done = subprocess.run(script("kill", name), capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (code, "cleaned\n")
+def test_signals_clean_up_and_have_their_exit_codes(name, code, capsys):
+    assert exits("kill", name) == code
+    assert capsys.readouterr() == ("", "cleaned\n")
 
 
 def test_a_reader_that_goes_away_is_no_error():
-    with subprocess.Popen(script("pour"), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as one:
+    code = """
+        from chapbook.core import cli
+        app = cli.app("toy", "A toy.", version="1")
+        @app.command()
+        def pour():
+            while True:
+                print("x" * 1000)
+        cli.main(app)(["pour"])
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as one:
         assert one.stdout and one.stderr
         one.stdout.readline()
         one.stdout.close()

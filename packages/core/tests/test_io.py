@@ -1,3 +1,4 @@
+import resource
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import polars as pl
 import pytest
 
 from chapbook.core.io import append_jsonl, write_atomic
+from chapbook.core.tables import write_table
 
 
 @pytest.fixture(autouse=True)
@@ -62,14 +64,14 @@ def write_to(part: Path, suffix: str) -> None:
 
 def test_a_file_that_grows_too_large_leaves_the_old_one_and_no_part():
     put("t.parquet", "old")
-    code = """
-        import resource, polars as pl
-        from chapbook.core.tables import write_table
-        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
-        write_table(pl.DataFrame({"a": range(100_000)}), "t.parquet")
-    """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True)
-    assert b"File too large: 't.parquet'" in done.stderr
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    table = pl.DataFrame({"a": range(10_000)})
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+        with pytest.raises(OSError, match=r"File too large: 't.parquet'"):
+            write_table(table, "t.parquet")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [*map(str, Path().iterdir())] == ["t.parquet"]
     assert Path("t.parquet").read_text() == "old"
 
