@@ -100,8 +100,8 @@ def test_types_that_lose_nothing_are_converted():
     write_table(pl.DataFrame({"a": pl.Series([1, 2], dtype=pl.Int8), "b": [1.0, 2.0]}), "t.parquet")
     table = read_table("t.parquet", {"a": pl.Float32, "b": pl.Int64})
     assert table.schema == {"a": pl.Float32, "b": pl.Int64}
-    put("t.jsonl", '{"when": "2024-05-31", "n": "7", "text": 5}\n')
-    schema = {"when": pl.Date, "n": pl.Int64, "text": pl.String}
+    put("t.jsonl", '{"when": "2024-05-31", "n": "7", "text": 5, "label": "a"}\n')
+    schema = {"when": pl.Date, "n": pl.Int64, "text": pl.String, "label": pl.Enum(["a"])}
     assert read_table("t.jsonl", schema).schema == schema
 
 
@@ -200,6 +200,7 @@ def test_text_that_is_not_utf8_is_named_with_its_byte(suffix):
         (["1,a", "2,b,c"], "t.csv:3: the line has 3 fields, the header has 2"),
         (["1,a", "2"], "t.csv:3: the line has 1 fields, the header has 2"),
         (["1,a", "", "2,b"], "t.csv:3: the line is blank"),
+        (["1,a\u2028b", "2"], "t.csv:3: the line has 1 fields, the header has 2"),
         (["1,a", '2,"b', "3,c"], "t.csv:3: unexpected end of data (is a quote left open?)"),
     ],
 )
@@ -242,6 +243,8 @@ def test_numbers_that_would_change_are_refused():
     with pytest.raises(TableError) as raised:
         scan_table("t.parquet", {"n": pl.Int64})
     assert raised.value.message == expected
+    write_table(pl.DataFrame({"n": [[1], [2]]}), "t.parquet")
+    assert "is List(Int64), not an integer" in problem("t.parquet", {"n": pl.Int64})
 
 
 @pytest.mark.parametrize(
@@ -251,6 +254,7 @@ def test_numbers_that_would_change_are_refused():
         (pl.Boolean, "maybe", "true or false"),
         (pl.Date, "soon", "a date"),
         (pl.Datetime, "noon", "a date and time"),
+        (pl.Enum(["yes", "no"]), "maybe", "of type Enum(categories=['yes', 'no'])"),
     ],
 )
 def test_each_type_has_its_noun(dtype, value, noun):

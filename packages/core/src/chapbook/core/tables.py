@@ -4,7 +4,7 @@ Notable choices:
 
 - Reading is one native Polars scan with the wanted types. Only when that fails does a second,
   slower pass look for the file, line and value to name in the error.
-- The second pass reads every cell both as text and in its type: a cell that is text but becomes
+- The second pass reads all as text and converts column by column: the first cell that becomes
   null is at fault.
 """
 
@@ -245,47 +245,41 @@ def _second_look(file: _File, scan: Callable, schema: Schema, why: str) -> pl.Da
     why = "" if file.private else f": {why}"
     if file.kind not in _TEXT:
         raise file.error(f" is not a whole {file.kind} file{why}")
-    if file.kind not in _SEPARATOR:
-        raise file.error(f" cannot be read as {file.kind}{why}")
     try:
-        table = scan(schema, infer_schema_length=None, ignore_errors=True).collect()
-        texts = scan({}, infer_schema=False).collect()
+        if file.kind in _SEPARATOR:
+            table = scan({}, infer_schema_length=None).collect()
+            texts = scan({}, infer_schema=False).collect()
+            wanted = _types(schema, texts.columns).items()
+            return table.with_columns([_converted(file, texts[n], want) for n, want in wanted])
     except _TROUBLE:
-        raise file.error(f" cannot be read as {file.kind}{why}") from None
-    for name in table.columns:
-        _same(file, texts[name], table[name])
-    return table
+        pass
+    raise file.error(f" cannot be read as {file.kind}{why}")
 
 
 def _converted(file: _File, column: pl.Series, want: Any) -> pl.Series:
     """Returns a column in its wanted type, or raises the first value that does not fit."""
-    have = column.dtype
+    name, have = column.name, column.dtype
     if not _alike(have, want):
-        what = f': column "{column.name}" is {have}, not {_noun(want)}'
-        raise file.error(what, column=column.name)
-    if have != pl.String:
-        return _same(file, column, column.cast(want, strict=False))
-    # Through csv, so that every format has one grammar of values.
-    text = column.to_frame().write_csv(quote_style="always").encode()
-    types = {column.name: want}
-    return _same(file, column, pl.read_csv(text, schema_overrides=types, ignore_errors=True)[:, 0])
+        raise file.error(f': column "{name}" is {have}, not {_noun(want)}', column=name)
+    if have == pl.String and (want.is_numeric() or want.is_temporal() or want == pl.Boolean):
+        # Through csv, so that every format has one grammar of values.
+        text = column.to_frame().write_csv(quote_style="always").encode()
+        new = pl.read_csv(text, schema_overrides={name: want}, ignore_errors=True)[name]
+    else:
+        new = column.cast(want, strict=False)
+    wrong = new.is_null() & column.is_not_null()
+    if (have.is_float() and want.is_integer()) or have.is_temporal():
+        wrong |= (new.cast(have) != column).fill_null(False)  # a fraction, a time of day
+    if wrong.any():
+        row = wrong.arg_max() or 0
+        raise file.bad(f"is not {_noun(want)}", name, row, column[row])
+    return new
 
 
 def _alike(have: Any, want: Any) -> bool:
     """Whether values of one type can be meant as values of another."""
     alike = have.is_numeric() == want.is_numeric() and have.is_temporal() == want.is_temporal()
     return alike or have == pl.Null or pl.String in (have, want)
-
-
-def _same(file: _File, old: pl.Series, new: pl.Series) -> pl.Series:
-    """Returns the new values, or raises the first that lost what the old one said."""
-    wrong = new.is_null() & old.is_not_null()
-    if (old.dtype.is_float() and new.dtype.is_integer()) or old.dtype.is_temporal():
-        wrong |= (new.cast(old.dtype) != old).fill_null(False)  # a fraction, a time of day
-    if wrong.any():
-        row = wrong.arg_max() or 0
-        raise file.bad(f"is not {_noun(new.dtype)}", old.name, row, old[row])
-    return new
 
 
 def _noun(want: Any) -> str:
