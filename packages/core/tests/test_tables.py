@@ -302,6 +302,13 @@ def test_a_pattern_reads_many_files_in_order():
     assert problem("none*.csv") == "none*.csv: no file matches"
 
 
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "ipc", "jsonl", "json"])
+def test_a_file_whose_name_looks_like_a_pattern_is_one_file(suffix):
+    write_table(pl.DataFrame({"id": [1]}), f"t [1].{suffix}")
+    assert read_table(f"t [1].{suffix}").rows() == [(1,)]
+    assert scan_table(f"t [1].{suffix}").collect().rows() == [(1,)]
+
+
 def test_files_that_differ_are_both_named():
     write_table(pl.DataFrame({"id": [1], "a": [1]}), "part1.parquet")
     write_table(pl.DataFrame({"a": [1], "id": [1]}), "part2.parquet")

@@ -179,8 +179,9 @@ def _open(path: str | Path, format: str | None, private: Names = ()) -> _File:
     data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes() if packed else None
     if not (Path(path).stat().st_size if data is None else data):
         raise TableError(f"{path} is empty", path=path)
-    if data is None:
-        return _File(path, kind, path, private)
+    if data is None:  # a scan expands patterns itself, and this is the name of one file
+        source = path if kind in ("json", "xlsx") else glob.escape(path)
+        return _File(path, kind, source, private)
     try:
         return _File(path, kind, _unpacked(data, packed), private)
     except (OSError, *_TROUBLE):
@@ -354,7 +355,8 @@ def scan_table(
     if packed or str(path) == "-" or kind in ("json", "xlsx"):
         return read_table(path, schema, columns, format=format).lazy()
     paths = expand(path, format=format)
-    file = dataclasses.replace(_open(paths[0], format), path=str(path), source=paths)
+    source = [glob.escape(str(each)) for each in paths]
+    file = dataclasses.replace(_open(paths[0], format), path=str(path), source=source)
     lazy = _scan(file, columns, None, schema or {})
     held = lazy.collect_schema()
     for name, want in _types(schema or {}, held.names()).items():
