@@ -35,11 +35,10 @@ class Classes:
             raise Error(f"{len(self)} class declared; there must be two or more")
         if "" in self.names:
             raise Error("an empty class name is declared")
-        numbers = _numbers(self.names)
-        if numbers is None:
-            self._values, self.dtype = None, pl.String()
-        else:
-            self._values, self.dtype = numbers
+        self._values = _numbers(self.names)
+        self.dtype: pl.DataType = pl.String()
+        if self._values is not None:
+            self.dtype = pl.Int64() if self._values.dtype.kind == "i" else pl.Float64()
         distinct = self.names if self._values is None else self._values.tolist()
         if len(set(distinct)) < len(self.names):
             twice = [n for n, v in zip(self.names, distinct, strict=True) if distinct.count(v) > 1]
@@ -81,12 +80,12 @@ class Classes:
         return np.where(self._values[place] == numbers, place, UNKNOWN).astype(np.int32)
 
 
-def _numbers(names: Sequence[str]) -> tuple[np.ndarray, pl.DataType] | None:
-    """Returns names as numbers with their type, if all are plain numbers (and not codes: 007)."""
+def _numbers(names: Sequence[str]) -> np.ndarray | None:
+    """Returns names as numbers, if all are plain numbers (and not codes: 007)."""
     if all(re.fullmatch(r"-?(0|[1-9]\d{0,14})", name) for name in names):
-        return np.array([int(name) for name in names], np.int64), pl.Int64()
+        return np.array([int(name) for name in names], np.int64)
     if all(re.fullmatch(r"-?(0|[1-9]\d*)(\.\d+)?(e[-+]?\d+)?", name) for name in names):
-        return np.array([float(name) for name in names]), pl.Float64()
+        return np.array([float(name) for name in names])
     return None
 
 

@@ -159,8 +159,9 @@ class ClassLabeller:
         self, labels: np.ndarray, prior: np.ndarray | None, epsilon: np.ndarray, entropy: Entropy
     ) -> Drawn:
         """Returns the answers and k of a block, in the smallest integers that hold K."""
+        budget = epsilon if epsilon.ndim else epsilon.item()
         if prior is None:
-            private = RandomizedResponse(self.num_answers, epsilon).privatize(
+            private = RandomizedResponse(self.num_answers, budget).privatize(
                 labels, entropy=entropy
             )
         else:
@@ -170,7 +171,7 @@ class ClassLabeller:
                     f"the prior has {prior.shape[1]} columns, but there are {self.num_answers}"
                     f" classes{extra}; they must be one for each class, in order"
                 )
-            mechanism = RRWithPrior(self.num_answers, epsilon, normalize=self.normalize_prior)
+            mechanism = RRWithPrior(self.num_answers, budget, normalize=self.normalize_prior)
             private = mechanism.privatize(labels, prior, entropy=entropy)
         small = np.min_scalar_type(self.num_answers)
         return {"label": private.labels.astype(small), "k": private.k.astype(small)}

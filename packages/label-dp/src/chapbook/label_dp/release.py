@@ -32,7 +32,7 @@ from chapbook.label_dp.sources import ClusterPrior, HistogramPrior, features
 from chapbook.label_dp.stream import Source
 
 # Blocks of so many rows, or prior cells, keep a block's arrays within some tens of megabytes.
-_BLOCK_ROWS = 1 << 16
+_BLOCK_ROWS = 1 << 15
 _BLOCK_CELLS = 1 << 22
 _EPSILON_BITS = 12
 _PRIOR_NOISE, _FIRST_BLOCK = 0, 1  # which child of the entropy draws what

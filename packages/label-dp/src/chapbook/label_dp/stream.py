@@ -16,7 +16,7 @@ from chapbook.core.tables import expand, scan_table
 
 WRITERS = (".parquet", ".csv", ".jsonl", ".ndjson", ".ipc", ".arrow", ".feather")
 _GUESS_ROWS = 10_000
-_GROUP_ROWS = 1 << 17  # the writer holds a few row groups in memory
+_GROUP_ROWS = 1 << 16  # the writer holds a few row groups in memory
 
 
 class Source:
