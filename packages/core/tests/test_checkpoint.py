@@ -10,11 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 
 from chapbook.core.checkpoint import Checkpoints
 from chapbook.core.errors import Error
-from chapbook.core.meshes import mesh
 
 
 def training_state(seed=0):
@@ -275,7 +273,8 @@ def test_half_written_steps_are_removed_when_the_folder_is_opened(tmp_path):
     unfinished.mkdir()
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.steps() == [1]
-        assert not unfinished.exists()
+        assert checkpoints.save(2, {"w": jnp.zeros(3)})
+    assert not unfinished.exists()
 
 
 # One process imports everything and forks a writer per life, which costs one start, not six.
@@ -362,38 +361,3 @@ print("done")
         [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
-
-
-@pytest.mark.devices(8)
-def test_a_state_moves_between_meshes_and_onto_one_device(tmp_path):
-    first, second = mesh("data=8"), mesh("data=2,model=4")
-    w = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
-    state = {
-        "w": jax.device_put(w, NamedSharding(first, PartitionSpec("data"))),
-        "key": jax.device_put(jax.random.key(5), NamedSharding(first, PartitionSpec())),
-        "step": 3,
-    }
-
-    def shaped(grid, spec):
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        whole = NamedSharding(grid, PartitionSpec())
-        return {
-            "w": jax.ShapeDtypeStruct((16, 8), jnp.float32, sharding=NamedSharding(grid, spec)),
-            "key": jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole),
-            "step": 0,
-        }
-
-    likes = [
-        shaped(second, PartitionSpec("model", "data")),
-        shaped(mesh("data=1", devices=jax.devices()[:1]), PartitionSpec()),
-        shaped(mesh("data=2", devices=jax.devices()[4:6]), PartitionSpec(None, "data")),
-    ]
-    with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(3, state)
-        for like in likes:
-            restored, _ = checkpoints.restore(like)
-            assert restored["w"].sharding == like["w"].sharding
-            assert restored["key"].sharding.is_equivalent_to(like["key"].sharding, 0)
-            np.testing.assert_array_equal(restored["w"], w)
-            assert_same(restored["key"], jax.random.key(5))
-            assert restored["step"] == 3

@@ -386,25 +386,3 @@ def test_closing_joins_the_thread():
     assert any("chapbook-data" in thread.name for thread in threading.enumerate())
     placed.close()
     assert not any("chapbook-data" in thread.name for thread in threading.enumerate())
-
-
-@pytest.mark.devices(8)
-@pytest.mark.parametrize("axes", ["data=8", "data=4,model=2", "fsdp=2,data=4", "model=8"])
-def test_each_device_holds_its_rows_of_the_global_batch(axes):
-    grid = mesh(axes)
-    alone = Batches(rows_of(64), 16, seed=2)
-    with place(Batches(rows_of(64), 16, seed=2), grid) as placed:
-        # The fifth batch is the first of the second epoch.
-        *_, (here, expected) = itertools.islice(zip(placed, alone, strict=False), 5)
-    for name, column in expected.items():
-        np.testing.assert_array_equal(here[name], column)
-        for shard in here[name].addressable_shards:
-            np.testing.assert_array_equal(shard.data, column[shard.index])
-    shards = 16 // here["x"].addressable_shards[0].data.shape[0]
-    assert shards == {"data=8": 8, "data=4,model=2": 4, "fsdp=2,data=4": 8, "model=8": 1}[axes]
-
-
-@pytest.mark.devices(8)
-def test_a_batch_that_does_not_divide_among_the_devices_is_refused():
-    with pytest.raises(Error, match="batch=12 is not divisible by data=8"):
-        place(Batches(rows_of(64), 12), mesh("data=8"))

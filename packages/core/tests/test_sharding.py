@@ -1,6 +1,11 @@
-"""Logical names, rules, and what they do to parameters, activations and optimizer state."""
+"""Logical names, rules, and what they do to parameters, activations and optimizer state.
+
+At the end stand what meshes, batches, weights and checkpoints claim on several devices, because
+the tests of one file share the process that simulates them.
+"""
 
 import functools
+import itertools
 import logging
 from collections.abc import Callable
 
@@ -15,9 +20,12 @@ from hypothesis import strategies as st
 from jax import Array
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
+from safetensors.flax import load_file
 
+from chapbook.core.checkpoint import Checkpoints
+from chapbook.core.data import Batches, arrays, place
 from chapbook.core.errors import Error
-from chapbook.core.meshes import mesh
+from chapbook.core.meshes import local_batch, mesh, replicated, simulate
 from chapbook.core.sharding import (
     RULES,
     axes,
@@ -30,6 +38,7 @@ from chapbook.core.sharding import (
     specs,
     use,
 )
+from chapbook.core.weights import load_weights, save_weights
 
 
 class FFN(eqx.Module):
@@ -351,3 +360,163 @@ def test_describe_counts_bytes_without_any_device():
         ("FFN.down", "(16, 8)", "float32", "P('model', 'fsdp')", 512, 64),
         ("FFN.bias", "(16,)", "float32", "P()", 64, 64),
     ]
+
+
+@pytest.mark.devices(8)
+def test_text_gives_the_axes_in_its_order_with_automatic_axes():
+    for text in ("", "auto", " data = -1 "):
+        assert dict(mesh(text).shape) == {"data": 8}
+    made = mesh("data=-1,fsdp=2,model=2")
+    assert made.axis_names == ("data", "fsdp", "model")
+    assert made.devices.shape == (2, 2, 2)
+    assert made.axis_types == (AxisType.Auto,) * 3
+    assert mesh("data=8", explicit=True).axis_types == (AxisType.Explicit,)
+    ids = np.vectorize(lambda device: device.id)(made.devices)
+    assert (ids == np.arange(8).reshape(2, 2, 2)).all()  # the last axis is the fastest
+    assert dict(mesh("data=2,model=2", jax.devices()[:4]).shape) == {"data": 2, "model": 2}
+
+
+@pytest.mark.devices(8)
+def test_a_hybrid_mesh_wants_as_many_hosts_as_it_says():
+    assert dict(mesh("data=1x4,model=2").shape) == {"data": 4, "model": 2}
+    with pytest.raises(Error) as caught:
+        mesh("data=2x2,model=2")
+    assert str(caught.value).startswith("mesh data=2x2,model=2 does not lie as the devices do (")
+    assert str(caught.value).endswith("); try data=4,model=2")
+
+
+@pytest.mark.devices(8)
+def test_helpers_place_whole_copies_and_count_local_rows():
+    made = mesh("data=4,model=2")
+    x = jax.device_put(jnp.arange(3.0), replicated(made))
+    assert len(x.addressable_shards) == 8
+    assert all(shard.data.shape == (3,) for shard in x.addressable_shards)
+    assert local_batch(16, made) == 16
+    assert local_batch(16, made, ("data", "model")) == 16
+    assert local_batch(16, made, "elsewhere") == 16
+    with pytest.raises(ValueError, match="partitioned 4 times, but the dimension size is 10"):
+        local_batch(10, made)
+
+
+@pytest.mark.devices(8)
+def test_simulate_again_is_refused_only_for_another_count():
+    assert jax.device_count() == 8
+    simulate(8)
+    with pytest.raises(Error, match=r"cannot simulate 4 devices: JAX has started with 8 cpu"):
+        simulate(4)
+    with pytest.raises(Error, match="give 1 or more"):
+        simulate(0)
+
+
+@pytest.mark.devices(8)
+def test_200_sharded_steps_survive_with_one_in_flight():
+    # Measured: without the block, XLA aborts at its 40 s rendezvous limit on 2 cores, with
+    # asynchronous dispatch on and off alike.
+    assert jax.config.read("jax_cpu_enable_async_dispatch") is False
+    made = mesh("data=4,model=2")
+    across = NamedSharding(made, P("data", "model"))
+    turned = NamedSharding(made, P("model", "data"))
+
+    @jax.jit
+    def step(w):
+        product = jax.lax.with_sharding_constraint(w @ w.T, turned)
+        return jax.lax.with_sharding_constraint(product / jnp.abs(product).sum(), across)
+
+    w = jax.device_put(jnp.eye(64), across)
+    for _ in range(200):
+        w = step(w).block_until_ready()
+    np.testing.assert_allclose(w, np.eye(64) / 64, rtol=1e-6)
+
+
+@pytest.mark.devices(8)
+@pytest.mark.parametrize("axes", ["data=8", "data=4,model=2", "fsdp=2,data=4", "model=8"])
+def test_each_device_holds_its_rows_of_the_global_batch(axes):
+    grid = mesh(axes)
+    source = arrays(row=np.arange(64), x=np.arange(64 * 3).reshape(64, 3))
+    alone = Batches(source, 16, seed=2)
+    with place(Batches(source, 16, seed=2), grid) as placed:
+        # The fifth batch is the first of the second epoch.
+        *_, (here, expected) = itertools.islice(zip(placed, alone, strict=False), 5)
+    for name, column in expected.items():
+        np.testing.assert_array_equal(here[name], column)
+        for shard in here[name].addressable_shards:
+            np.testing.assert_array_equal(shard.data, column[shard.index])
+    shards = 16 // here["x"].addressable_shards[0].data.shape[0]
+    assert shards == {"data=8": 8, "data=4,model=2": 4, "fsdp=2,data=4": 8, "model=8": 1}[axes]
+
+
+@pytest.mark.devices(8)
+def test_a_batch_that_does_not_divide_among_the_devices_is_refused():
+    with pytest.raises(Error, match="batch=12 is not divisible by data=8"):
+        place(Batches(arrays(x=np.arange(64)), 12), mesh("data=8"))
+
+
+@pytest.mark.devices(8)
+def test_each_device_reads_its_own_shard_only(tmp_path, monkeypatch):
+    path = tmp_path / "w.safetensors"
+    q = np.arange(3 * 4 * 2, dtype="f").reshape(3, 4, 2)
+    save_weights({str(i): q[i] for i in range(3)}, path)
+    made = mesh("fsdp=2,model=4")
+    sharding = NamedSharding(made, P(None, "fsdp", "model"))
+    like = {"q": jax.ShapeDtypeStruct((3, 2, 4), jnp.bfloat16, sharding=sharding)}
+    seen = []
+    real = jax.make_array_from_callback
+
+    def watched(shape, sharding, read):
+        return real(shape, sharding, lambda index: seen.append(read(index).shape) or read(index))
+
+    monkeypatch.setattr(jax, "make_array_from_callback", watched)
+    loaded = load_weights(path, like, {"q": "*"}, transpose=["q"])["q"]
+    assert seen == [(3, 1, 1)] * 8
+    assert (loaded.sharding, loaded.dtype) == (sharding, jnp.bfloat16)
+    np.testing.assert_array_equal(loaded, q.swapaxes(1, 2))
+
+
+@pytest.mark.devices(8)
+def test_a_sharded_tree_is_gathered_and_comes_back_onto_another_mesh(tmp_path):
+    x = jnp.arange(64.0).reshape(8, 8).astype(jnp.bfloat16)
+    sharding = NamedSharding(mesh("fsdp=4,model=2"), P("fsdp", "model"))
+    path = tmp_path / "w.safetensors"
+    save_weights({"x": jax.device_put(x, sharding), "n": jnp.float32(3)}, path)
+    np.testing.assert_array_equal(load_file(path)["x"], x)
+    turned = NamedSharding(mesh("fsdp=2,model=4"), P("model", "fsdp"))
+    like = {"x": jax.device_put(jnp.zeros_like(x), turned), "n": jnp.float32(0)}
+    loaded = load_weights(path, like)
+    assert loaded["x"].sharding == turned
+    np.testing.assert_array_equal(loaded["x"], x)
+    assert (loaded["x"].dtype, loaded["n"]) == (jnp.bfloat16, 3)
+
+
+@pytest.mark.devices(8)
+def test_a_state_moves_between_meshes_and_onto_one_device(tmp_path):
+    first, second = mesh("data=8"), mesh("data=2,model=4")
+    w = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
+    state = {
+        "w": jax.device_put(w, NamedSharding(first, P("data"))),
+        "key": jax.device_put(jax.random.key(5), NamedSharding(first, P())),
+        "step": 3,
+    }
+
+    def shaped(grid, spec):
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        whole = NamedSharding(grid, P())
+        return {
+            "w": jax.ShapeDtypeStruct((16, 8), jnp.float32, sharding=NamedSharding(grid, spec)),
+            "key": jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole),
+            "step": 0,
+        }
+
+    likes = [
+        shaped(second, P("model", "data")),
+        shaped(mesh("data=1", devices=jax.devices()[:1]), P()),
+        shaped(mesh("data=2", devices=jax.devices()[4:6]), P(None, "data")),
+    ]
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(3, state)
+        for like in likes:
+            restored, _ = checkpoints.restore(like)
+            assert restored["w"].sharding == like["w"].sharding
+            assert restored["key"].sharding.is_equivalent_to(like["key"].sharding, 0)
+            np.testing.assert_array_equal(restored["w"], w)
+            assert restored["key"] == jax.random.key(5)
+            assert restored["step"] == 3

@@ -10,14 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 from safetensors import safe_open
 from safetensors.flax import load_file
 from safetensors.numpy import save_file
 
 from chapbook.core.errors import Error
-from chapbook.core.meshes import mesh
 from chapbook.core.weights import load_weights, save_weights
 
 DTYPES = ["float32", "bfloat16", "float16", "int32", "int8", "uint8", "bool", "complex64"]
@@ -111,41 +108,6 @@ def test_layers_are_renamed_transposed_and_stacked(tmp_path, rename):
     like = {"blocks": {"attn": {"q": jnp.zeros((4, 2, 4))}}}
     with pytest.raises(Error, match=r"missing: model\.h\.3\.q\.weight$"):
         load_weights(path, like, rename, transpose=["*.attn.q"])
-
-
-@pytest.mark.devices(8)
-def test_each_device_reads_its_own_shard_only(tmp_path, monkeypatch):
-    q = blocks(tmp_path / "w.safetensors")
-    made = mesh("fsdp=2,model=4")
-    sharding = NamedSharding(made, P(None, "fsdp", "model"))
-    like = {"q": jax.ShapeDtypeStruct((3, 2, 4), jnp.bfloat16, sharding=sharding)}
-    seen = []
-    real = jax.make_array_from_callback
-
-    def watched(shape, sharding, read):
-        return real(shape, sharding, lambda index: seen.append(read(index).shape) or read(index))
-
-    monkeypatch.setattr(jax, "make_array_from_callback", watched)
-    loaded = load_weights(
-        tmp_path / "w.safetensors", like, {"q": "model.h.*.q.weight"}, transpose=["q"]
-    )["q"]
-    assert seen == [(3, 1, 1)] * 8
-    assert (loaded.sharding, loaded.dtype) == (sharding, jnp.bfloat16)
-    np.testing.assert_array_equal(loaded, q.swapaxes(1, 2))
-
-
-@pytest.mark.devices(8)
-def test_a_sharded_tree_is_gathered_and_comes_back_onto_another_mesh(tmp_path):
-    x = jnp.arange(64.0).reshape(8, 8).astype(jnp.bfloat16)
-    sharding = NamedSharding(mesh("fsdp=4,model=2"), P("fsdp", "model"))
-    path = tmp_path / "w.safetensors"
-    save_weights({"x": jax.device_put(x, sharding), "n": jnp.float32(3)}, path)
-    assert_same(load_file(path)["x"], x)
-    turned = NamedSharding(mesh("fsdp=2,model=4"), P("model", "fsdp"))
-    like = {"x": jax.device_put(jnp.zeros_like(x), turned), "n": jnp.float32(0)}
-    loaded = load_weights(path, like)
-    assert loaded["x"].sharding == turned
-    assert_same(loaded, {"x": x, "n": jnp.float32(3)})
 
 
 def test_a_set_of_files_is_one_checkpoint(tmp_path):

@@ -151,14 +151,10 @@ class Checkpoints(AbstractContextManager):
                 partial_restore=True,
             )
         found = self._manager.restore(step, args=ocp.args.Composite(**items))
-        values = {
-            path: _as(leaf, found["state"][path], keys.get(path)) for path, leaf in wanted.items()
-        }
-        empty = named(like, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct) and not leaf.size)
-        values |= {
-            path: jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
-            for path, leaf in empty.items()
-        }
+        values = {path: _as(x, found["state"][path], keys.get(path)) for path, x in wanted.items()}
+        for path, leaf in named(like).items():
+            if isinstance(leaf, jax.ShapeDtypeStruct) and path not in values:
+                values[path] = jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
         return filled(like, values), found["extra"]
 
     def _set_aside(self) -> None:

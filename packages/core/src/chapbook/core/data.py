@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 
@@ -32,6 +32,7 @@ State = dict[str, Any]
 Map = Callable[[Batch, np.random.Generator], Mapping[str, Any]]
 
 
+@runtime_checkable
 class Source(Protocol):
     """Rows that can be read in any order."""
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import optax
 import polars as pl
 from jax.core import Tracer
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Key, PyTree, Shaped
 
 from chapbook.core.errors import Error
@@ -31,20 +31,13 @@ from chapbook.core.trees import dotted, is_array
 
 Rules = Mapping[str, str | Sequence[str] | None]
 Patterns = Sequence[tuple[str, tuple[str | None, ...]]]
+AnyMesh = Mesh | AbstractMesh  # planning needs no devices
 Model = TypeVar("Model")
 
 RULES: Rules = {
-    "batch": ("data", "fsdp"),
-    "seq": None,
-    "embed": "fsdp",
-    "mlp": "model",
-    "heads": "model",
-    "kv_heads": "model",
-    "head_dim": None,
-    "vocab": "model",
-    "expert": "expert",
-    "layers": None,
-}
+    "batch": ("data", "fsdp"), "seq": None, "embed": "fsdp", "mlp": "model", "heads": "model",
+    "kv_heads": "model", "head_dim": None, "vocab": "model", "expert": "expert", "layers": None,
+}  # fmt: skip
 
 # The mesh and rules in force belong to what a jitted function was traced with, so they live in
 # JAX's own kind of context variable: with a plain one, other rules would meet the old compiled
@@ -133,7 +126,11 @@ def _declared(model: PyTree, keys: tuple[Any, ...]) -> tuple[str | None, ...] | 
 
 
 def specs(
-    names: PyTree, rules: Rules, mesh: Mesh, shapes: PyTree | None = None, replicate_below: int = 0
+    names: PyTree,
+    rules: Rules,
+    mesh: AnyMesh,
+    shapes: PyTree | None = None,
+    replicate_below: int = 0,
 ) -> PyTree:
     """Returns the partition spec of every array from the names of its dimensions.
 
@@ -152,7 +149,9 @@ def specs(
         Error: A name has no rule, or a size is not divisible by its mesh axes.
     """
 
-    def spec_of(keys: tuple[Any, ...], found: Names | None, *given: Any) -> PartitionSpec | None:
+    def spec_of(
+        keys: tuple[Any, ...], found: tuple[str | None, ...] | None, *given: Any
+    ) -> PartitionSpec | None:
         if found is None:
             return None
         path, sizes = _path(names if shapes is None else shapes, keys), dict(mesh.shape)
@@ -204,7 +203,7 @@ def _entry(part: tuple[str, ...]) -> Any:
 
 def shardings(
     tree: PyTree,
-    mesh: Mesh,
+    mesh: AnyMesh,
     rules: Rules = RULES,
     patterns: Patterns = (),
     strict: bool = True,
@@ -316,8 +315,6 @@ def create(
     rules: Rules = RULES,
     patterns: Patterns = (),
     strict: bool = True,
-    *,
-    replicate_below: int = 0,
 ) -> Model:
     """Makes a model in place on the mesh: no device ever holds a whole large tree.
 
@@ -328,13 +325,12 @@ def create(
         rules: As `shardings` takes them, like all that follows.
         patterns: Names for modules without `axes` fields.
         strict: Raise for arrays without names.
-        replicate_below: Parameters with fewer elements stay whole over `fsdp`.
 
     Returns:
         `init(key)`, its arrays sharded.
     """
     shapes = eqx.filter_eval_shape(init, key)
-    planned = shardings(shapes, mesh, rules, patterns, strict, replicate_below=replicate_below)
+    planned = shardings(shapes, mesh, rules, patterns, strict)
     arrays = jax.jit(lambda key: eqx.filter(init(key), eqx.is_array), out_shardings=planned)(key)
     return eqx.combine(arrays, eqx.filter(shapes, is_array, inverse=True))
 
