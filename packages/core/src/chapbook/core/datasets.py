@@ -125,8 +125,7 @@ def _take_out(archive: Path, name: str) -> bytes | None:
         return archive.read_bytes()
     with file, tarfile.open(fileobj=file) as unpacked:
         # npm puts all below package/, Debian below the folder itself.
-        for path in (name, f"package/{name}", f"./{name.lstrip('/')}"):
-            if path in unpacked.getnames():
-                taken = unpacked.extractfile(path)
-                return taken.read() if taken else None
-    return None
+        places = {name, f"package/{name}", f"./{name.lstrip('/')}"}
+        found = next((held for held in unpacked if held.name in places), None)
+        taken = unpacked.extractfile(found) if found else None
+        return taken.read() if taken else None
