@@ -131,7 +131,7 @@ class LPMST:
     model_fn: Callable[[PRNGKeyArray], Any]
     epsilon: float = 1.0
     stages: tuple[float, ...] = (0.65, 0.35)
-    mixup: tuple[float, ...] | float = (8.0, 4.0)
+    mixup: Sequence[float | int] | float | int = (8.0, 4.0)
     temperature: float = 0.5
     reuse: bool = True
     filter: bool = True
@@ -165,7 +165,7 @@ class LPMST:
     def fit(
         self,
         x: Shaped[np.ndarray, "rows ..."],
-        labels: Int[np.ndarray, " rows"],
+        labels: Int[np.ndarray, " labels"],
         *,
         key: PRNGKeyArray,
         run_dir: str | Path | None = None,
@@ -236,7 +236,7 @@ class LPMST:
     def _mixup(self) -> tuple[float, ...]:
         if isinstance(self.mixup, int | float):
             return (float(self.mixup),) * len(self.stages)
-        given = tuple(self.mixup)
+        given = tuple(float(each) for each in self.mixup)
         return tuple(given[min(i, len(given) - 1)] for i in range(len(self.stages)) if given)
 
     def _classes(self, made: Any, x: np.ndarray) -> int:
@@ -273,12 +273,14 @@ class LPMST:
         self, x: np.ndarray, key: PRNGKeyArray, classes: int, prior: np.ndarray | None
     ) -> dict[str, Any]:
         """Returns what decides the run, as JSON values; nothing in it depends on a label."""
-        plain = dataclasses.asdict(dataclasses.replace(self, model_fn=None))
-        training = plain.pop("training")
-        del plain["model_fn"]
+        plain = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name not in ("model_fn", "training")
+        }
         return {
             **plain,
-            **training,
+            **dataclasses.asdict(self.training),
             "stages": list(self.stages),
             "mixup": list(self._mixup()),
             "epsilon": _json_number(self.epsilon),

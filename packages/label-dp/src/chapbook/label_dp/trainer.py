@@ -7,7 +7,7 @@ Multi-stage training needs no more of a learner than `fit(x, soft_labels, weight
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -183,7 +183,7 @@ class ModelTrainer:
         *,
         keep: Float[np.ndarray, " rows"] | None = None,
         support: Bool[np.ndarray, "rows classes"] | None = None,
-    ) -> Self:
+    ) -> "ModelTrainer":
         """Trains the model on soft labels.
 
         Args:
@@ -410,7 +410,7 @@ class SklearnTrainer:
         x: Shaped[np.ndarray, "rows ..."],
         soft_labels: Float[np.ndarray, "rows classes"],
         weights: Float[np.ndarray, " rows"] | None = None,
-    ) -> Self:
+    ) -> "SklearnTrainer":
         """Fits the estimator to soft labels."""
         soft = np.asarray(soft_labels, np.float64)
         parts = soft if weights is None else soft * np.asarray(weights)[:, None]
