@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 
 from chapbook.core.errors import Error
 
@@ -32,7 +32,7 @@ class FewClasses:
     """
 
     members: Bool[np.ndarray, "classes rows"]
-    upto: Int[np.ndarray, "classes rows"]
+    upto: UInt8[np.ndarray, "classes rows"]
 
     @classmethod
     def of(cls, members: Bool[np.ndarray, "classes rows"]) -> "FewClasses":
@@ -52,7 +52,7 @@ class FewClasses:
         inside = self.members.reshape(-1)[place]
         return inside, self.upto.reshape(-1)[place] - inside
 
-    def member(self, rank: Int[np.ndarray, " rows"]) -> Int[np.ndarray, " rows"]:
+    def member(self, rank: Int[np.ndarray, " rows"]) -> UInt8[np.ndarray, " rows"]:
         """Returns the class of each record's rank-th member, from 0 in class order."""
         passed = self.upto <= rank.astype(np.uint8)
         return np.add.reduce(passed.view(np.uint8), axis=0, dtype=np.uint8)
