@@ -1,13 +1,17 @@
 import ast
+import importlib.util
 import json
+import signal
 import subprocess
 import sys
 import textwrap
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 import chapbook.core
+from chapbook.core.__main__ import main
 from chapbook.core.errors import MissingExtra
 
 HEAVY = {"jax", "jaxlib", "equinox", "optax", "orbax", "tensorstore", "safetensors", "matplotlib"}
@@ -79,11 +83,16 @@ def test_a_missing_extra_says_how_to_install_it(monkeypatch):
     assert isinstance(raised.value, ImportError)
 
 
-def test_the_doctor_tells_what_it_sees():
-    done = subprocess.run(
-        [sys.executable, "-m", "chapbook.core", "doctor"], capture_output=True, text=True
-    )
-    assert done.returncode == 0
-    assert f"chapbook-core {chapbook.core.__version__}\n" in done.stdout
-    assert "data folder" in done.stdout
-    assert "jax" in done.stdout
+def test_the_doctor_tells_what_it_sees(capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as end:
+        main(["doctor"])
+    signal.signal(signal.SIGTERM, before)
+    assert end.value.code == 0
+    out = capsys.readouterr().out
+    assert f"chapbook-core {chapbook.core.__version__}\n" in out
+    assert "data folder" in out
+    if importlib.util.find_spec("jax"):
+        assert f"jax {metadata.version('jax')}: " in out
+    else:
+        assert "jax is not installed" in out
