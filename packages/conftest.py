@@ -1,9 +1,12 @@
 """Test support for all packages: slow tests, and tests on simulated devices."""
 
+import importlib.util
 import os
 import subprocess
 import sys
+import types
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,10 +19,50 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Core's light tests run where neither is installed.
+    if importlib.util.find_spec("jaxtyping") and importlib.util.find_spec("beartype"):
+        from jaxtyping import install_import_hook
+
+        # The hook takes a name that it can import.
+        sys.modules["chapbook_checks"] = module = types.ModuleType("chapbook_checks")
+        module.checked = _checker()
+        install_import_hook(_modules_with_shapes(), "chapbook_checks.checked")
     if count := os.environ.get(CHILD):
         from chapbook.core import simulate
 
         simulate(int(count))
+
+
+def _checker() -> Callable:
+    """Returns a decorator that checks every call; any number of NumPy counts as one of Python."""
+    import numpy as np
+    from beartype import BeartypeConf, BeartypeHintOverrides, beartype
+
+    numbers = {int: int | np.integer, float: float | int | np.number}
+    return beartype(conf=BeartypeConf(hint_overrides=BeartypeHintOverrides(numbers)))
+
+
+@pytest.fixture(autouse=True)
+def _unchecked(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Lets a test marked `wrong_types` pass what the signatures forbid, to meet our own errors."""
+    if request.node.get_closest_marker("wrong_types") is None:
+        yield
+        return
+    from jaxtyping import config
+
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
+
+
+def _modules_with_shapes() -> list[str]:
+    """Returns the modules whose signatures give shapes: every call in the tests is held to them."""
+    folder = Path(__file__).parent
+    return [
+        ".".join(path.relative_to(folder).with_suffix("").parts[2:])
+        for path in folder.glob("*/src/chapbook/*/*.py")
+        if "from jaxtyping import" in path.read_text()
+    ]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import chapbook.core
 
-CEILING = 1_800
+# docs/pages/decisions/one-core.md says how it came to this. It goes down with the modules; a change
+# that needs it higher says there why.
+CEILING = 2_800
 LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
 LAYOUT |= {tokenize.ENDMARKER}
 

@@ -351,6 +351,16 @@ def test_a_foreign_iterator_is_placed_and_resumed():
         assert [batch["n"].shape for batch in placed] == [(8,)]
 
 
+@pytest.mark.parametrize(("value", "fits"), [(2**31 - 1, True), (2**31, False), (-(2**40), False)])
+def test_integers_that_jax_would_cut_are_refused(value, fits):
+    with place(Batches(arrays(id=np.array([value])), 1, epochs=1), mesh("")) as placed:
+        if fits:
+            assert next(placed)["id"].item() == value
+        else:
+            with pytest.raises(Error, match="column id holds integers of over 32 bits"):
+                next(placed)
+
+
 def test_the_state_belongs_to_the_batch_consumed_not_to_those_read_ahead():
     batches, alone = (Batches(rows_of(40), 8, seed=5) for _ in range(2))
     with place(batches, mesh(""), depth=3) as placed:

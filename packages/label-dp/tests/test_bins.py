@@ -159,6 +159,7 @@ def test_equal_and_impossible_atoms_change_nothing():
     assert twice.high == once.high
 
 
+@pytest.mark.wrong_types
 def test_values_outside_the_range_go_to_the_ends_and_missing_ones_are_named():
     y, p = atoms_and_prior(6, 10)
     mechanism = RROnBins.fit(y, p, 20.0)
@@ -183,6 +184,7 @@ def test_the_private_histogram_is_near_the_true_one_and_private_at_its_rate():
     assert histogram_prior(np.array([10.0, 99.0]), 0.0, 10.0, 2, 80.0)[1].tolist() == [0.0, 1.0]
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize(
     ("atoms", "prior", "message"),
     [

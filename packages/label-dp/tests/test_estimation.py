@@ -68,6 +68,7 @@ def test_counts_add_up_to_the_records(truth):
     assert np.allclose(confusion.sum(axis=1), debiased_counts(private).value)
 
 
+@pytest.mark.wrong_types
 def test_labels_that_cannot_be_debiased_are_refused(truth):
     labels, predictions = truth
     narrow = RRWithPrior(3, 1.0).privatize(labels, np.tile([0.9, 0.05, 0.05], (4000, 1)))

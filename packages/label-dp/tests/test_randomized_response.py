@@ -1,5 +1,4 @@
 import math
-import resource
 import subprocess
 import sys
 from itertools import pairwise
@@ -409,6 +408,7 @@ def test_a_hundred_thousand_classes_are_privatised():
 # Bad input.
 
 
+@pytest.mark.wrong_types
 def test_a_label_out_of_range_is_named_by_row_and_never_by_value():
     labels = np.array([0, 1, 7654321, 2])
     with pytest.raises(Error, match="row 2") as caught:
@@ -457,6 +457,7 @@ def test_rows_are_divided_by_their_sum_only_on_request():
         scaled.choose_k(prior)
 
 
+@pytest.mark.wrong_types
 def test_shapes_that_do_not_fit_are_named():
     with pytest.raises(Error, match="4 labels but 3 rows"):
         RRWithPrior(2, 1.0).privatize(np.zeros(4, int), np.full((3, 2), 0.5))
@@ -474,25 +475,27 @@ def test_shapes_that_do_not_fit_are_named():
         RRWithPrior(3, -1.0)
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_million_rows_take_less_than_three_hundred_megabytes():
     program = """
-import resource, numpy as np
+import numpy as np
 from chapbook.label_dp import RRWithPrior
+def peak():  # getrusage would count the memory of the process that started this one
+    status = open("/proc/self/status").read()
+    return int(status.partition("VmHWM:")[2].split()[0])
 prior = np.full((1_000_000, 10), 0.1, np.float32)
 labels = np.zeros(1_000_000, np.int32)
 RRWithPrior(10, 1.0).privatize(labels[:10], prior[:10])
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 RRWithPrior(10, 1.0).privatize(labels, prior)
-print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(before, peak())
 """
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     before, after = map(int, done.stdout.split())
-    unit = 1 if sys.platform == "darwin" else 1024
-    assert after * unit < 300e6
-    assert (after - before) * unit < 60e6
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss > 0
+    assert after * 1024 < 300e6
+    assert (after - before) * 1024 < 60e6
 
 
 def test_nothing_heavy_is_imported_to_privatise():

@@ -87,7 +87,7 @@ def test_weight_decay_is_the_gradient_of_the_penalty():
     trained = ModelTrainer(model, training, key=KEY).fit(x, np.eye(3)[y]).model
 
     def objective(m):
-        losses = -jax.nn.log_softmax(m(x))[jnp.arange(48), y]
+        losses = -jax.nn.log_softmax(m(jnp.asarray(x)))[jnp.arange(48), y]
         leaves = jax.tree.leaves(eqx.filter(m, eqx.is_inexact_array))
         return losses.mean() + 0.5 * 0.1 * sum(jnp.sum(leaf**2) for leaf in leaves)
 

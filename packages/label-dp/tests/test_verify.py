@@ -58,6 +58,7 @@ def test_row_sums_do_not_overflow():
     assert prove(huge, 5 * 2**62, 1.0).holds
 
 
+@pytest.mark.wrong_types
 def test_floats_prove_nothing():
     with pytest.raises(Error, match="64-bit integers"):
         prove(np.array([[0.5, 0.5]]), 1, 1.0)

@@ -363,7 +363,8 @@ def place(
         stop reading.
 
     Raises:
-        Error: If the batch does not divide among the devices.
+        Error: If the batch does not divide among the devices, or holds integers that JAX would
+            cut to 32 bits.
     """
     import jax
 
@@ -374,15 +375,23 @@ def place(
     spec = specs({"batches": ("batch",)}, RULES if rules is None else rules, mesh, shapes)
     sharding = jax.sharding.NamedSharding(mesh, spec["batches"])
     part = _own_rows(sharding, iterator.batch) if ours else None
+    # Onto one device, a compiled copy takes a seventh of the host's time of placing by shards.
+    copy = jax.jit(lambda x: x, out_shardings=sharding) if mesh.size == 1 else None
+
+    def put(name: str, column: Any) -> "jax.Array":
+        column = np.asarray(column)
+        if column.dtype in (np.int64, np.uint64) and not jax.config.jax_enable_x64:
+            bounds = np.iinfo(np.int32 if column.dtype == np.int64 else np.uint32)
+            if column.size and (column.min() < bounds.min or column.max() > bounds.max):
+                raise Error(f"column {name} holds integers of over 32 bits; encode them as smaller")
+        if copy is not None:
+            return copy(column)
+        shape = (iterator.batch, *column.shape[1:]) if ours else None
+        return jax.make_array_from_process_local_data(sharding, column, shape)
 
     def produce(running: Any) -> dict[str, "jax.Array"]:
         batch = running.take(part) if ours else next(running)
-        return {
-            name: jax.make_array_from_process_local_data(
-                sharding, column, (iterator.batch, *column.shape[1:]) if ours else None
-            )
-            for name, column in batch.items()
-        }
+        return {name: put(name, column) for name, column in batch.items()}
 
     return Placed(iterator, produce, depth)
 

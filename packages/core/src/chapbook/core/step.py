@@ -230,7 +230,7 @@ class Step:
         self.recomputes = False
         self.memory = compiled.memory_analysis()
 
-    def __call__(self, batch: Batch) -> Float[Array, " metrics"]:
+    def __call__(self, batch: Any) -> Float[Array, " metrics"]:
         """Advances the state by one batch and returns the metrics, still on the device."""
         if len(self._running) == self._ahead:
             self._running.popleft().block_until_ready()

@@ -6,7 +6,7 @@ from enum import Enum
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 
 from chapbook.core.errors import Error
 from chapbook.label_dp.discrete_laplace import discrete_laplace
@@ -25,8 +25,8 @@ class Loss(Enum):
     POISSON = "poisson"  # output - y log(output): the Poisson log-likelihood's part with output
 
     def __call__(
-        self, output: Float[np.ndarray, "..."], y: Float[np.ndarray, "..."]
-    ) -> Float[np.ndarray, "..."]:
+        self, output: Num[np.ndarray, "..."] | float, y: Num[np.ndarray, "..."] | float
+    ) -> Float[np.ndarray, "..."] | float:
         """Returns the loss elementwise, with `0 log 0 = 0`."""
         if self is Loss.SQUARED:
             return np.square(output - y)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from jaxtyping import Int
+from jaxtyping import Int, Integer
 
 from chapbook.core.errors import Error
 from chapbook.label_dp.stream import Source
@@ -58,7 +58,7 @@ class Classes:
         codes[missing.to_numpy()] = len(self.names) if self.with_missing else MISSING
         return codes
 
-    def decode(self, codes: Int[np.ndarray, " rows"], name: str) -> pl.Series:
+    def decode(self, codes: Integer[np.ndarray, " rows"], name: str) -> pl.Series:
         """Returns the labels of class indices as a column."""
         values = self.names if self._values is None else self._values
         lookup = pl.Series(name, values, dtype=self.dtype).extend_constant(None, 1)

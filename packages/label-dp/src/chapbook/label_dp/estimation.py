@@ -59,7 +59,7 @@ def plan(
 
 
 def epsilon_for_accuracy(
-    prior: Float[np.ndarray, "rows classes"],
+    prior: Float[np.ndarray, "*rows classes"],
     target: float,
     *,
     tolerance: float = 1e-6,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 
 from chapbook.core.errors import Error
 from chapbook.label_dp.certificate import Spend
@@ -136,7 +136,7 @@ def noisy_counts(
 
 
 def from_counts(
-    counts: Float[np.ndarray, "clusters classes"], *, smoothing: float = 1.0
+    counts: Num[np.ndarray, "clusters classes"], *, smoothing: float = 1.0
 ) -> Float[np.ndarray, "clusters classes"]:
     """Turns (noisy) counts into a prior per cluster: clamp at 0, smooth, normalise.
 
@@ -264,7 +264,8 @@ def global_histogram(
     if ledger is not None:
         ledger.charge(Spend("all", "histogram prior", float(epsilon), len(labels)))
     counts = np.bincount(labels, minlength=num_classes)
-    prior = from_counts(noisy_counts(counts, epsilon, entropy=entropy), smoothing=smoothing)
+    noisy = noisy_counts(counts, epsilon, entropy=entropy)
+    prior = from_counts(noisy[None], smoothing=smoothing)
     return np.broadcast_to(prior, (len(labels), num_classes))
 
 
@@ -364,8 +365,8 @@ def floor(
 
 
 def mix(
-    domain: Float[np.ndarray, "rows classes"],
-    model: Float[np.ndarray, "rows classes"],
+    domain: Float[np.ndarray, "#rows classes"],
+    model: Float[np.ndarray, "#rows classes"],
     weight: float,
     *,
     temperature: float = 1.0,
