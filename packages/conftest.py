@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 CHILD = "CHAPBOOK_TEST_DEVICES"
+CHILDREN = pytest.StashKey[dict]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -25,7 +26,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
         # The hook takes a name that it can import.
         sys.modules["chapbook_checks"] = module = types.ModuleType("chapbook_checks")
-        module.checked = _checker()
+        module.__dict__["checked"] = _checker()
         install_import_hook(_modules_with_shapes(), "chapbook_checks.checked")
     if count := os.environ.get(CHILD):
         from chapbook.core import simulate
@@ -38,8 +39,8 @@ def _checker() -> Callable:
     import numpy as np
     from beartype import BeartypeConf, BeartypeHintOverrides, beartype
 
-    numbers = {int: int | np.integer, float: float | int | np.number}
-    return beartype(conf=BeartypeConf(hint_overrides=BeartypeHintOverrides(numbers)))
+    numbers = BeartypeHintOverrides({int: int | np.integer, float: float | int | np.number})
+    return beartype(conf=BeartypeConf(hint_overrides=numbers))  # pyright: ignore[reportCallIssue]
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +92,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 def _child_outcomes(session: pytest.Session, path: Path, count: int) -> dict[str, str]:
     """Returns the problem, or an empty string, by name of each marked test of a file."""
-    cache = session.__dict__.setdefault("chapbook_children", {})
+    cache = session.config.stash.setdefault(CHILDREN, {})
     if (path, count) not in cache:
         wanted = [
             item.nodeid

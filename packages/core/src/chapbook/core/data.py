@@ -380,9 +380,10 @@ def place(
 
     def put(name: str, column: Any) -> "jax.Array":
         column = np.asarray(column)
-        if column.dtype in (np.int64, np.uint64) and not jax.config.jax_enable_x64:
-            bounds = np.iinfo(np.int32 if column.dtype == np.int64 else np.uint32)
-            if column.size and (column.min() < bounds.min or column.max() > bounds.max):
+        kept = jax.dtypes.canonicalize_dtype(column.dtype)
+        if column.size and column.dtype.kind in "iu" and kept != column.dtype:
+            bounds = np.iinfo(kept)
+            if column.min() < bounds.min or column.max() > bounds.max:
                 raise Error(f"column {name} holds integers of over 32 bits; encode them as smaller")
         if copy is not None:
             return copy(column)
