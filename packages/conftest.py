@@ -39,8 +39,9 @@ def _checker() -> Callable:
     import numpy as np
     from beartype import BeartypeConf, BeartypeHintOverrides, beartype
 
-    numbers = BeartypeHintOverrides({int: int | np.integer, float: float | int | np.number})
-    return beartype(conf=BeartypeConf(hint_overrides=numbers))  # pyright: ignore[reportCallIssue]
+    numbers = {int: int | np.integer, float: float | int | np.number}
+    overrides = BeartypeHintOverrides(numbers)  # pyright: ignore[reportCallIssue]
+    return beartype(conf=BeartypeConf(hint_overrides=overrides))
 
 
 @pytest.fixture(autouse=True)

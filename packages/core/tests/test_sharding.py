@@ -44,8 +44,8 @@ from chapbook.core.weights import load_weights, save_weights
 class FFN(eqx.Module):
     up: Array = axes("embed", "mlp")
     down: Array = axes("mlp", "embed")
-    bias: Array
-    act: Callable
+    bias: Array = eqx.field(init=False)
+    act: Callable = eqx.field(init=False)
 
     def __init__(self, embed, mlp, key):
         # Not random: making random numbers on eight devices compiles for a second.
@@ -99,6 +99,7 @@ def test_a_name_without_a_rule_is_an_error_not_a_copy():
     with pytest.raises(Error) as caught:
         specs({"w": ("embed", "features")}, RULES, plan("data=8"))
     assert str(caught.value).startswith('w: no rule for "features"; the rules name batch, seq,')
+    assert caught.value.hint is not None
     assert '{**RULES, "features": ...}' in caught.value.hint
 
 
@@ -296,7 +297,9 @@ def test_a_foreign_module_with_patterns_gives_what_one_device_gives():
         return jax.vmap(model)(x)
 
     model = create(mlp, jax.random.key(0), made, patterns=LINEAR)
-    assert model.layers[0].weight.sharding.spec == P("model", "fsdp")
+    sharding = model.layers[0].weight.sharding
+    assert isinstance(sharding, NamedSharding)
+    assert sharding.spec == P("model", "fsdp")
     spread = jax.device_put(x, NamedSharding(made, P("data")))
     plain = run(mlp(jax.random.key(0)), x)
     np.testing.assert_allclose(eqx.filter_jit(run)(model, spread), plain, rtol=1e-5, atol=1e-6)

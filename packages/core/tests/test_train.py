@@ -70,7 +70,7 @@ def by_hand(data, optimizer, model=None):
     for batch in data:
         grads = jax.grad(lambda m, b=batch: square(m, b, None)[0])(model)
         updates, state = optimizer.update(grads, state, model)
-        model = optax.apply_updates(model, updates)
+        model = eqx.apply_updates(model, updates)
     return model
 
 
@@ -143,7 +143,10 @@ def test_an_optimizer_that_keeps_the_parameters_may_be_donated_with_them():
     def init(params):
         return {"first": params}
 
-    keeps = optax.GradientTransformation(init, lambda g, s, p: (jax.tree.map(jnp.negative, g), s))
+    def update(updates, state, params=None):
+        return jax.tree.map(jnp.negative, updates), state
+
+    keeps = optax.GradientTransformation(init, update)
     result = fit(square, linear(), keeps, batches(), steps=3, key=KEY)
     same(result.model, by_hand(listed(3), optax.sgd(1.0)), 1e-5)
 
@@ -491,6 +494,7 @@ def test_a_step_that_does_not_fit_the_device_names_three_remedies():
     with pytest.raises(Error, match=r"a step needs .* GB on a device that has 1e-06 GB") as caught:
         compile_step(lambda s, c, b: (s + b, {"b": b[0]}), jnp.ones(999), (), jnp.ones(999),
                      memory=1000)  # fmt: skip
+    assert caught.value.hint is not None
     assert all(word in caught.value.hint for word in ("accumulate", "fsdp", "jax.checkpoint"))
 
 
@@ -531,7 +535,7 @@ def test_one_program_serves_a_whole_run(tmp_path):
         batches(40, epochs=1, shuffle=False, drop_last=False),
     )
 
-    def listen(event, seconds, **details):
+    def listen(event, duration_secs, **details):
         if event == name:
             compiled.append(details.get("fun_name"))
 

@@ -87,25 +87,27 @@ class Nursery:
             stderr=self.errors,
             env={**os.environ, "JAX_PLATFORMS": "cpu"},
         )
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.orders, self.reports = self.process.stdin, self.process.stdout
 
     def live(self, name: str, slow: float, save_every: int, kill_after=None, at_once=False) -> int:
         """Lets one trainer live; returns its status, as from `waitpid`."""
-        self.process.stdin.write(f"{name} {slow} {save_every}\n".encode())
-        self.process.stdin.flush()
-        child = int(self.process.stdout.readline())
+        self.orders.write(f"{name} {slow} {save_every}\n".encode())
+        self.orders.flush()
+        child = int(self.reports.readline())
         if kill_after is not None:
-            if not at_once and self.process.stdout.read(1) != b"+":
+            if not at_once and self.reports.read(1) != b"+":
                 self.fail()
             time.sleep(kill_after)
             os.kill(child, signal.SIGKILL)
-        return int(self.process.stdout.readline().rpartition(b"=")[2])
+        return int(self.reports.readline().rpartition(b"=")[2])
 
     def fail(self):
         self.errors.seek(0)
         raise AssertionError(self.errors.read())
 
     def close(self):
-        self.process.stdin.close()
+        self.orders.close()
         self.process.wait()
         self.errors.close()
 
@@ -191,6 +193,7 @@ def test_of_two_processes_one_is_told_and_both_save_the_same_step(tmp_path):
     try:
         for process in pair:
             # Gloo speaks on stdout too, so the first line may be its.
+            assert process.stdout is not None and process.stderr is not None
             while (line := process.stdout.readline()) != "row\n":
                 assert line, process.stderr.read()
         pair[1].send_signal(signal.SIGTERM)

@@ -144,7 +144,7 @@ def test_samples_have_the_expected_loss():
     mechanism = RROnBins.fit(y, p, 1.5)
     values = np.random.default_rng(0).choice(y, 100_000, p=p)
     out = mechanism.privatize(values, entropy=Entropy(seed=2))
-    losses = mechanism.loss(out.values, values)
+    losses = np.asarray(mechanism.loss(out.values, values))
     error = losses.std() / math.sqrt(len(losses))
     assert abs(losses.mean() - mechanism.expected_loss) < 5 * error
     assert out.seeded

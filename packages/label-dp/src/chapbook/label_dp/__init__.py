@@ -7,64 +7,53 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from chapbook.label_dp.additive import ExponentialMechanism as ExponentialMechanism
-    from chapbook.label_dp.additive import LaplaceMechanism as LaplaceMechanism
-    from chapbook.label_dp.additive import StaircaseMechanism as StaircaseMechanism
-    from chapbook.label_dp.audit import Audit as Audit
-    from chapbook.label_dp.audit import audit_epsilon as audit_epsilon
-    from chapbook.label_dp.bins import Loss as Loss
-    from chapbook.label_dp.bins import PrivateValues as PrivateValues
-    from chapbook.label_dp.bins import RROnBins as RROnBins
-    from chapbook.label_dp.bins import histogram_prior as histogram_prior
-    from chapbook.label_dp.certificate import Certificate as Certificate
-    from chapbook.label_dp.certificate import Spend as Spend
-    from chapbook.label_dp.classes import Classes as Classes
-    from chapbook.label_dp.dp_sgd import DPSGD as DPSGD
-    from chapbook.label_dp.drawn import DrawnLabels as DrawnLabels
-    from chapbook.label_dp.entropy import Entropy as Entropy
-    from chapbook.label_dp.estimation import Estimate as Estimate
-    from chapbook.label_dp.estimation import PlanRow as PlanRow
-    from chapbook.label_dp.estimation import debiased_accuracy as debiased_accuracy
-    from chapbook.label_dp.estimation import debiased_confusion as debiased_confusion
-    from chapbook.label_dp.estimation import debiased_counts as debiased_counts
-    from chapbook.label_dp.estimation import epsilon_for_accuracy as epsilon_for_accuracy
-    from chapbook.label_dp.estimation import plan as plan
-    from chapbook.label_dp.labellers import ClassLabeller as ClassLabeller
-    from chapbook.label_dp.ledger import PrivacyLedger as PrivacyLedger
-    from chapbook.label_dp.losses import cross_entropy as cross_entropy
-    from chapbook.label_dp.losses import (
-        forward_corrected_cross_entropy as forward_corrected_cross_entropy,
+    from chapbook.label_dp.additive import (
+        ExponentialMechanism,
+        LaplaceMechanism,
+        StaircaseMechanism,
     )
-    from chapbook.label_dp.losses import unbiased_cross_entropy as unbiased_cross_entropy
-    from chapbook.label_dp.models import MLP as MLP
-    from chapbook.label_dp.models import Batched as Batched
-    from chapbook.label_dp.models import ConvNet as ConvNet
-    from chapbook.label_dp.models import Logistic as Logistic
-    from chapbook.label_dp.models import Rater as Rater
-    from chapbook.label_dp.models import ResNet18 as ResNet18
-    from chapbook.label_dp.multi_stage import LPMST as LPMST
-    from chapbook.label_dp.multi_stage import Stage as Stage
-    from chapbook.label_dp.multi_stage import Trained as Trained
-    from chapbook.label_dp.numbers import NumberLabeller as NumberLabeller
-    from chapbook.label_dp.privatize import PrivateFrame as PrivateFrame
-    from chapbook.label_dp.privatize import privatize_frame as privatize_frame
-    from chapbook.label_dp.privatize import privatize_rows as privatize_rows
-    from chapbook.label_dp.privatize import privatize_table as privatize_table
-    from chapbook.label_dp.randomized_response import PrivateLabels as PrivateLabels
-    from chapbook.label_dp.randomized_response import RandomizedResponse as RandomizedResponse
-    from chapbook.label_dp.randomized_response import RRTopK as RRTopK
-    from chapbook.label_dp.randomized_response import RRWithPrior as RRWithPrior
-    from chapbook.label_dp.request import Request as Request
-    from chapbook.label_dp.sources import ClusterPrior as ClusterPrior
-    from chapbook.label_dp.sources import ColumnsPrior as ColumnsPrior
-    from chapbook.label_dp.sources import FilePrior as FilePrior
-    from chapbook.label_dp.sources import MatrixPrior as MatrixPrior
-    from chapbook.label_dp.trainer import ModelTrainer as ModelTrainer
-    from chapbook.label_dp.trainer import SklearnTrainer as SklearnTrainer
-    from chapbook.label_dp.trainer import Trainer as Trainer
-    from chapbook.label_dp.trainer import Training as Training
-    from chapbook.label_dp.verify import Proof as Proof
-    from chapbook.label_dp.verify import prove as prove
+    from chapbook.label_dp.audit import Audit, audit_epsilon
+    from chapbook.label_dp.bins import Loss, PrivateValues, RROnBins, histogram_prior
+    from chapbook.label_dp.certificate import Certificate, Spend
+    from chapbook.label_dp.classes import Classes
+    from chapbook.label_dp.dp_sgd import DPSGD
+    from chapbook.label_dp.drawn import DrawnLabels
+    from chapbook.label_dp.entropy import Entropy
+    from chapbook.label_dp.estimation import (
+        Estimate,
+        PlanRow,
+        debiased_accuracy,
+        debiased_confusion,
+        debiased_counts,
+        epsilon_for_accuracy,
+        plan,
+    )
+    from chapbook.label_dp.labellers import ClassLabeller
+    from chapbook.label_dp.ledger import PrivacyLedger
+    from chapbook.label_dp.losses import (
+        cross_entropy,
+        forward_corrected_cross_entropy,
+        unbiased_cross_entropy,
+    )
+    from chapbook.label_dp.models import MLP, Batched, ConvNet, Logistic, Rater, ResNet18
+    from chapbook.label_dp.multi_stage import LPMST, Stage, Trained
+    from chapbook.label_dp.numbers import NumberLabeller
+    from chapbook.label_dp.privatize import (
+        PrivateFrame,
+        privatize_frame,
+        privatize_rows,
+        privatize_table,
+    )
+    from chapbook.label_dp.randomized_response import (
+        PrivateLabels,
+        RandomizedResponse,
+        RRTopK,
+        RRWithPrior,
+    )
+    from chapbook.label_dp.request import Request
+    from chapbook.label_dp.sources import ClusterPrior, ColumnsPrior, FilePrior, MatrixPrior
+    from chapbook.label_dp.trainer import ModelTrainer, SklearnTrainer, Trainer, Training
+    from chapbook.label_dp.verify import Proof, prove
 
 # The public names by the module that holds them.
 _MODULES = {
@@ -123,7 +112,18 @@ _MODULES = {
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
-__all__ = list(_HOMES)
+__all__ = [
+    "DPSGD", "LPMST", "MLP", "Audit", "Batched", "Certificate", "ClassLabeller", "Classes",
+    "ClusterPrior", "ColumnsPrior", "ConvNet", "DrawnLabels", "Entropy", "Estimate",
+    "ExponentialMechanism", "FilePrior", "LaplaceMechanism", "Logistic", "Loss", "MatrixPrior",
+    "ModelTrainer", "NumberLabeller", "PlanRow", "PrivacyLedger", "PrivateFrame", "PrivateLabels",
+    "PrivateValues", "Proof", "RROnBins", "RRTopK", "RRWithPrior", "RandomizedResponse", "Rater",
+    "Request", "ResNet18", "SklearnTrainer", "Spend", "Stage", "StaircaseMechanism", "Trained",
+    "Trainer", "Training", "audit_epsilon", "cross_entropy", "debiased_accuracy",
+    "debiased_confusion", "debiased_counts", "epsilon_for_accuracy",
+    "forward_corrected_cross_entropy", "histogram_prior", "plan", "privatize_frame",
+    "privatize_rows", "privatize_table", "prove", "unbiased_cross_entropy",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

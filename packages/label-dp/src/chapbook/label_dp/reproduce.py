@@ -24,6 +24,7 @@ import polars as pl
 
 from chapbook.core import cli
 from chapbook.core.errors import Error
+from chapbook.core.io import append_jsonl, read_jsonl
 from chapbook.core.run import Run
 from chapbook.core.tables import write_table
 from chapbook.label_dp import priors
@@ -105,12 +106,13 @@ def images(run: Run, seeds: int, quiet: bool) -> list[Claim]:
     def model(key: Any) -> MLP:
         return MLP(x.shape[1], 10, key, (128,))
 
-    def accuracy(predict_proba: Callable[[Any], np.ndarray]) -> float:
-        return 100 * float((predict_proba(test).argmax(axis=1) == split.test_y).mean())
+    def accuracy(predict_proba: Callable[[Any], np.ndarray]) -> dict[str, float]:
+        right = predict_proba(test).argmax(axis=1) == split.test_y
+        return {"accuracy": 100 * float(right.mean())}
 
     def staged(
         epsilon: float, seed: int, *, two: bool, forward: bool = False, clusters: int = 0
-    ) -> float:
+    ) -> dict[str, float]:
         mixup, share, temperature = PAPER[epsilon]
         prior, spends, entropy = None, [], Entropy(1000 + seed)
         budget = epsilon
@@ -140,12 +142,12 @@ def images(run: Run, seeds: int, quiet: bool) -> list[Claim]:
         assert trained.certificate.epsilon == epsilon
         return accuracy(trained.predict_proba)
 
-    def dp_sgd(epsilon: float, seed: int) -> float:
+    def dp_sgd(epsilon: float, seed: int) -> dict[str, float]:
         key = jax.random.key(seed)
         made = DPSGD(epsilon).fit(model(jax.random.fold_in(key, 0)), x, y, key=key)
         return accuracy(ModelTrainer(made, key=key).predict_proba)
 
-    methods: dict[str, Callable[[float, int], float]] = {
+    methods: dict[str, Callable[[float, int], dict[str, float]]] = {
         "LP-1ST": lambda e, s: staged(e, s, two=False),
         "LP-1ST forward": lambda e, s: staged(e, s, two=False, forward=True),
         "LP-2ST": lambda e, s: staged(e, s, two=True),
@@ -157,11 +159,8 @@ def images(run: Run, seeds: int, quiet: bool) -> list[Claim]:
     }
     todo = [(n, e, s) for e in IMAGE_EPSILONS for n in methods for s in range(seeds)]
     todo += [("LP-1ST", math.inf, s) for s in range(seeds)]
-    rows = [
-        {"method": name, "epsilon": epsilon, "seed": seed, "accuracy": methods[name](epsilon, seed)}
-        for name, epsilon, seed in cli.progress(todo, "images", quiet=quiet)
-    ]
-    table = _summary(run, "images", pl.DataFrame(rows), "accuracy")
+    rows = _measured(run, "images", todo, lambda name, e, s: methods[name](e, s), quiet)
+    table = _summary(run, "images", rows, "accuracy")
 
     def draw(axes: Any) -> None:
         for (name,), part in table.filter(pl.col("epsilon") < math.inf).group_by(
@@ -258,12 +257,9 @@ def ratings(run: Run, seeds: int, quiet: bool) -> list[Claim]:
     names = ("LP-1ST", "LP-2ST", "film prior", "film prior + LP-2ST")
     todo = [(n, e, s) for e in RATING_EPSILONS for n in names for s in range(seeds)]
     todo += [("LP-1ST", math.inf, s) for s in range(seeds)]
-    rows = [
-        {"method": name, "epsilon": epsilon, "seed": seed, **scores(name, epsilon, seed)}
-        for name, epsilon, seed in cli.progress(todo, "ratings", quiet=quiet)
-    ]
-    rmse = _summary(run, "ratings-rmse", pl.DataFrame(rows), "rmse")
-    right = _summary(run, "ratings-accuracy", pl.DataFrame(rows), "accuracy")
+    rows = _measured(run, "ratings", todo, scores, quiet)
+    rmse = _summary(run, "ratings-rmse", rows, "rmse")
+    right = _summary(run, "ratings-accuracy", rows, "accuracy")
     claims: list[Claim] = []
     for epsilon in RATING_EPSILONS:
         for name in ("LP-2ST", "film prior"):
@@ -399,6 +395,26 @@ def _components(train: np.ndarray, test: np.ndarray, count: int) -> tuple[np.nda
     low, high = found.transform(flat), found.transform(test.reshape(len(test), -1))
     scale = low.std()
     return (low / scale).astype(np.float32), (high / scale).astype(np.float32)
+
+
+def _measured(
+    run: Run,
+    part: str,
+    todo: Sequence[tuple[str, float, int]],
+    measure: Callable[[str, float, int], dict[str, float]],
+    quiet: bool,
+) -> pl.DataFrame:
+    """Measures each method, epsilon and seed; what an interrupted run has measured is kept."""
+    path = run.path / f"{part}.jsonl"
+    held = {(row["method"], row["epsilon"], row["seed"]): row for row in read_jsonl(path)}
+    rows = []
+    for name, epsilon, seed in cli.progress(todo, part, quiet=quiet):
+        row = held.get((name, epsilon, seed))
+        if row is None:
+            row = {"method": name, "epsilon": epsilon, "seed": seed, **measure(name, epsilon, seed)}
+            append_jsonl(path, row)
+        rows.append(row)
+    return pl.DataFrame(rows)
 
 
 def _summary(run: Run, name: str, rows: pl.DataFrame, value: str) -> pl.DataFrame:
