@@ -70,7 +70,7 @@ def reproduce(session: nox.Session) -> None:
         codes = [0, 3]
         session.run(name, "reproduce", "--run", str(runs / name), *options, success_codes=codes)
         claims = json.loads((runs / name / "results.json").read_text())["claims"]
-        if not all(claim["held"] for claim in claims):
+        if any(claim["held"] is False for claim in claims):
             broken.append(name)
     session.run("python", "tools/report.py", "reports", *(str(runs / name) for name in commands))
     if broken:

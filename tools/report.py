@@ -41,6 +41,7 @@ th, td { padding: .5rem .75rem .5rem 0; border-bottom: 1px solid var(--line);
   vertical-align: top; }
 td.number, th.number { text-align: right; white-space: nowrap; }
 .held { color: var(--yes); font-weight: 600; white-space: nowrap; }
+.shown { color: var(--soft); white-space: nowrap; }
 .lost { color: var(--no); font-weight: 600; white-space: nowrap; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr));
   gap: 1rem; margin-top: 1.25rem; }
@@ -52,7 +53,8 @@ details { margin-top: 1rem; color: var(--soft); }
 pre { background: var(--tint); color: var(--ink); padding: .75rem; border-radius: 8px;
   overflow-x: auto; font-size: .8rem; }
 """
-TRUE = {"true", "yes", "held", "1"}
+# By the `held` of claims.csv, which is empty for a figure that is shown and not judged.
+VERDICTS = {"True": ("held", "held"), "False": ("lost", "not held"), "": ("shown", "not judged")}
 
 
 def claims(run: Path) -> list[dict[str, str]]:
@@ -66,11 +68,6 @@ def claims(run: Path) -> list[dict[str, str]]:
     if rows and (missing := [name for name in needed if name not in rows[0]]):
         fail(f"{path}: no column {', '.join(missing)}")
     return rows
-
-
-def held(row: Mapping[str, str]) -> bool:
-    """Says whether a claim held."""
-    return row["held"].strip().lower() in TRUE
 
 
 def number(text: str, unit: str = "") -> str:
@@ -93,7 +90,7 @@ def claims_table(rows: list[dict[str, str]]) -> str:
             (True, False): f"at most {high}",
             (False, False): f"{low} to {high}",
         }[low == "—", high == "—"]
-        mark = ("held", "held") if held(row) else ("lost", "not held")
+        mark = VERDICTS[row["held"]]
         body.append(
             f"<tr><td>{escape(row['claim'])}</td>"
             f"<td class=number>{number(row['paper'], row['unit'])}</td>"
@@ -150,8 +147,9 @@ def report(runs: list[Path]) -> str:
     known = packages()
     summaries = {name: content["project"]["description"] for name, content in known.items()}
     rows = [row for run in runs for row in claims(run)]
+    verdicts = [row["held"] for row in rows if row["held"]]
     lead = (
-        f"{sum(map(held, rows))} of {len(rows)} claims held, in {len(runs)} "
+        f"{verdicts.count('True')} of {len(verdicts)} claims held, in {len(runs)} "
         f"package{'s' if len(runs) != 1 else ''}, at desk scale on real data."
     )
     links = "".join(f"<a href=#{escape(run.name)}>{escape(run.name)}</a>" for run in runs)

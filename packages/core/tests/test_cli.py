@@ -241,14 +241,16 @@ def test_claims_are_shown_kept_and_decide_the_exit_code(capsys):
         cli.claims(rows, run)
     assert "held" in capsys.readouterr().out
     rows += [("loss", 1.0, 2.0, "nats", None, 1.5), ("nan", 1, float("nan"), "", None, None)]
+    rows += [("seconds", None, 7.0, "s", None, None)]
     with Run("bad", {}) as run, pytest.raises(typer.Exit) as raised:
         cli.claims(rows, run)
     assert raised.value.exit_code == 3
-    assert capsys.readouterr().out.count("NOT HELD") == 2
+    out = capsys.readouterr().out
+    assert (out.count("NOT HELD"), out.count("not judged")) == (2, 1)
     kept = json.loads(Path("bad/results.json").read_text())["claims"]
-    assert [row["held"] for row in kept] == [True, False, False]
-    table = read_table("bad/claims.csv", {"claim": pl.String, "held": pl.Boolean})
-    assert table["held"].to_list() == [True, False, False]
+    assert [row["held"] for row in kept] == [True, False, False, None]
+    table = read_table("bad/claims.csv", {"claim": pl.String, "held?": pl.Boolean})
+    assert table["held"].to_list() == [True, False, False, None]
     assert not os.path.lexists("bad/lock")
 
 

@@ -86,7 +86,8 @@ def claims(
 
     Args:
         rows: For each claim: its text, the paper's figure, ours, the unit, and the lowest and
-            highest figure under which the claim holds (None: no bound).
+            highest figure under which the claim holds (None: no bound). Without either bound the
+            figure is shown and not judged.
         run: The run that the figures come from.
 
     Raises:
@@ -99,16 +100,17 @@ def claims(
     shown = Table("claim", "paper", "ours", "unit", "needed", "")
     for claim, paper, ours, unit, low, high in rows:
         held = (-math.inf if low is None else low) <= ours <= (math.inf if high is None else high)
+        judged = not held or low is not None or high is not None
         row = {"claim": claim, "paper": paper, "ours": ours, "unit": unit, "low": low, "high": high}
-        found.append(row | {"held": held})
-        needed = f"{_figure(low)} to {_figure(high)}"
-        verdict = "held" if held else "NOT HELD"
+        found.append(row | {"held": held if judged else None})
+        needed = f"{_figure(low)} to {_figure(high)}" if judged else ""
+        verdict = ("held" if held else "NOT HELD") if judged else "not judged"
         shown.add_row(claim, _figure(paper), _figure(ours), unit, needed, verdict)
     run.results({"claims": found})
     texts = [{n: "" if v is None else str(v) for n, v in row.items()} for row in found]
     write_table(pl.DataFrame(texts), run.path / "claims.csv")
     Console().print(shown)
-    if not all(row["held"] for row in found):
+    if any(row["held"] is False for row in found):
         raise typer.Exit(3)
 
 
