@@ -44,8 +44,8 @@ from chapbook.core.weights import load_weights, save_weights
 class FFN(eqx.Module):
     up: Array = axes("embed", "mlp")
     down: Array = axes("mlp", "embed")
-    bias: Array = eqx.field(init=False)
-    act: Callable = eqx.field(init=False)
+    bias: Array = eqx.field(kw_only=True)
+    act: Callable = eqx.field(kw_only=True)
 
     def __init__(self, embed, mlp, key):
         # Not random: making random numbers on eight devices compiles for a second.
