@@ -10,7 +10,6 @@ import base64
 import csv
 import json
 import sys
-from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
