@@ -1,8 +1,8 @@
 """The frame of every command line: standard options, one-line errors, exit codes.
 
 Exit codes: 0 done, 1 a bug, 2 something the user can mend, 3 a claim not held, 130 Ctrl-C,
-141 a reader that went away, 143 SIGTERM. Results go to stdout, all else to stderr. JAX is never
-imported here, so `--help` stays fast; commands import what they need inside.
+141 a reader that went away, 143 SIGTERM. Results go to stdout, all else to stderr. Neither JAX
+nor Polars is imported here, so `--help` stays fast; commands import what they need inside.
 """
 
 import contextlib
@@ -17,16 +17,18 @@ import traceback
 from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
-import polars as pl
 import typer
 from typer import Argument, Option
 
 from chapbook.core.errors import Error
 from chapbook.core.io import write_atomic
-from chapbook.core.run import Run
-from chapbook.core.tables import write_table
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from chapbook.core.run import Run
 
 Item = TypeVar("Item")
 
@@ -80,7 +82,7 @@ def app(name: str, help: str, version: str) -> typer.Typer:  # noqa: A002
 
 
 def claims(
-    rows: Iterable[tuple[str, Any, float, str, float | None, float | None]], run: Run
+    rows: Iterable[tuple[str, Any, float, str, float | None, float | None]], run: "Run"
 ) -> None:
     """Prints which claims of a paper hold here, and writes `results.json` and `claims.csv`.
 
@@ -93,8 +95,11 @@ def claims(
     Raises:
         typer.Exit: With code 3, when a claim is not held. A figure that is NaN holds no claim.
     """
+    import polars as pl
     from rich.console import Console
     from rich.table import Table
+
+    from chapbook.core.tables import write_table
 
     found: list[dict[str, Any]] = []
     shown = Table("claim", "paper", "ours", "unit", "needed", "")
@@ -118,7 +123,7 @@ def _figure(value: Any) -> str:
     return "…" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def plot(path: str | Path, draw: Callable[[Any], Any], numbers: pl.DataFrame) -> None:
+def plot(path: str | Path, draw: Callable[[Any], Any], numbers: "pl.DataFrame") -> None:
     """Writes a figure, and beside it the numbers that it shows as csv.
 
     Args:
@@ -127,6 +132,8 @@ def plot(path: str | Path, draw: Callable[[Any], Any], numbers: pl.DataFrame) ->
         numbers: What is drawn.
     """
     from matplotlib.figure import Figure
+
+    from chapbook.core.tables import write_table
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     draw(figure.subplots())
@@ -191,6 +198,8 @@ def _report(problem: BaseException, debug: bool) -> int:
 
 def _known(problem: BaseException) -> tuple[str, str | None] | None:
     """Returns the message and hint of an error that the user can mend, else None."""
+    from polars.exceptions import ComputeError
+
     text = str(problem)
     match problem:
         case Error():
@@ -198,7 +207,7 @@ def _known(problem: BaseException) -> tuple[str, str | None] | None:
         case OSError(strerror=str(reason)) if problem.filename:
             return f"{problem.filename}: {reason}", None
         # Polars' own: a lazy table whose values do not fit, a disk that is full.
-        case OSError() | pl.exceptions.ComputeError():
+        case OSError() | ComputeError():
             return text.partition("\n")[0] or type(problem).__name__, None
         case ModuleNotFoundError(name=None):  # Polars says itself what to install
             return text, None
