@@ -76,6 +76,17 @@ def cell(value: Any, unit: str = "") -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
+def grid(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Returns the head and the lines of a table of all rows, as text."""
+    # The single repeats stay in the file; the tables show what was made of them.
+    items = (item for row in rows for item in row.items())
+    head = list(dict.fromkeys(key for key, value in items if not isinstance(value, list)))
+    return [
+        [key.replace("_", " ") for key in head],
+        *([cell(r.get(k)) for k in head] for r in rows),
+    ]
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Returns a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
@@ -136,13 +147,10 @@ def _claims_section(name: str) -> list[str]:
 def _benchmarks_section(name: str) -> list[str]:
     parts = []
     for result in benchmarks(name):
-        # The single repeats stay in the file; the tables show what was made of them.
-        cells = (item for row in result["rows"] for item in row.items())
-        head = list(dict.fromkeys(key for key, value in cells if not isinstance(value, list)))
-        rows = [[cell(row.get(key)) for key in head] for row in result["rows"]]
+        head, *rows = grid(result["rows"])
         parts += [
             f"### {cell(result['claim'])}",
-            table([key.replace("_", " ") for key in head], rows),
+            table(head, rows),
             f"Measured by `python {result['script']}` on {cell(result['machine'])}.",
         ]
     return parts

@@ -8,13 +8,9 @@ Needs the packages in `requirements.txt`.
 """
 
 import argparse
-import json
-import os
-import platform
-import statistics
-import time
+import sys
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 
 import grain
@@ -23,7 +19,10 @@ import torch
 
 from chapbook.core import Batches, arrays
 
-CLAIM = Path(__file__).stem
+sys.path.append(str(Path(__file__).parents[3] / "tools"))
+from benchmark import interleaved, medians, report, seconds
+
+CLAIM = "shuffled batches of an array in memory cost little more than indexing it"
 BATCH = 256
 
 
@@ -82,25 +81,13 @@ SIDES: dict[str, Callable[[np.ndarray, np.ndarray], Iterator]] = {
 
 def rate(make: Callable[[np.ndarray, np.ndarray], Iterator], x: np.ndarray, y: np.ndarray) -> float:
     """Rows per second of one epoch, making the iterator included."""
-    start = time.perf_counter()
-    batches = sum(1 for _ in make(x, y))
-    taken = time.perf_counter() - start
-    if batches != len(x) // BATCH:
-        raise RuntimeError(f"{batches} batches, expected {len(x) // BATCH}")
-    return batches * BATCH / taken
 
+    def epoch() -> None:
+        batches = sum(1 for _ in make(x, y))
+        if batches != len(x) // BATCH:
+            raise RuntimeError(f"{batches} batches, expected {len(x) // BATCH}")
 
-def machine() -> dict:
-    """Where this ran, and with what."""
-    cpuinfo = Path("/proc/cpuinfo")
-    names = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    model = [line.split(":")[1].strip() for line in names if line.startswith("model name")]
-    return {
-        "cpu": model[0] if model else platform.processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("chapbook-core", "numpy", "grain", "torch")},
-    }
+    return len(x) // BATCH * BATCH / seconds(epoch)
 
 
 def main() -> None:
@@ -114,21 +101,15 @@ def main() -> None:
     y = generator.integers(0, 10, options.rows)
     for make in SIDES.values():  # once untimed: first calls import and allocate
         sum(1 for _ in make(x[: 4 * BATCH], y[: 4 * BATCH]))
-    rates: dict[str, list[float]] = {name: [] for name in SIDES}
-    for _ in range(options.repeats):
-        for name, make in SIDES.items():
-            rates[name].append(rate(make, x, y))
-    own = statistics.median(rates["chapbook Batches"])
-    rows = []
-    print(f"{CLAIM}: {options.rows} x 784 uint8, batches of {BATCH}, {options.repeats} repeats")
-    for name, seen in rates.items():
-        median = statistics.median(seen)
-        rows.append({"side": name, "rows_per_second": median, "ours_over_it": own / median})
-        print(f"{name:<28} {median / 1e6:7.3f} million rows/s    ours / it {own / median:6.2f}")
-    folder = Path(__file__).parent / "results"
-    folder.mkdir(exist_ok=True)
-    report = {"claim": CLAIM, "machine": machine(), "rows": rows}
-    (folder / f"{CLAIM}.json").write_text(json.dumps(report, indent=2) + "\n")
+    timers = {name: partial(rate, make, x, y) for name, make in SIDES.items()}
+    rates = medians(interleaved(timers, options.repeats))
+    own = rates["chapbook Batches"]
+    rows = [
+        {"side": name, "rows_per_second": each, "ours_over_it": own / each}
+        for name, each in rates.items()
+    ]
+    distributions = ("chapbook-core", "numpy", "grain", "torch")
+    report(__file__, CLAIM, rows, distributions, options=vars(options) | {"batch": BATCH})
 
 
 if __name__ == "__main__":

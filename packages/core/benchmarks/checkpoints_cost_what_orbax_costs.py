@@ -8,14 +8,14 @@ Needs `chapbook-core[jax]` only.
 """
 
 import argparse
-import json
-import os
-import platform
+import itertools
 import shutil
 import statistics
+import sys
 import tempfile
 import time
-from importlib.metadata import version
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from chapbook.core import Checkpoints, mesh, simulate
 
-CLAIM = Path(__file__).stem
+sys.path.append(str(Path(__file__).parents[3] / "tools"))
+from benchmark import interleaved, report
+
+CLAIM = "a checkpoint costs what Orbax, called directly, costs, and most of it is hidden"
 ARRAYS = 20
 
 
@@ -83,20 +86,6 @@ def direct(folder: Path, tree: Any, target: Any) -> tuple[float, float, float]:
         return blocked, written, time.perf_counter() - start
 
 
-def machine() -> dict:
-    """Where this ran, and with what."""
-    cpuinfo = Path("/proc/cpuinfo")
-    names = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    model = [line.split(":")[1].strip() for line in names if line.startswith("model name")]
-    packages = ("chapbook-core", "jax", "orbax-checkpoint", "tensorstore", "numpy")
-    return {
-        "cpu": model[0] if model else platform.processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in packages},
-    }
-
-
 def main() -> None:
     """Measures both sides in turn, and again, and prints the medians."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -107,37 +96,29 @@ def main() -> None:
     tree = state(options.megabytes, mesh("data=8"), PartitionSpec(None, "data"))
     target = like(tree, mesh("data=2,model=4"), PartitionSpec("data", "model"))
     sides = {"chapbook Checkpoints": ours, "Orbax directly": direct}
-    seen: dict[str, list[tuple[float, float, float]]] = {name: [] for name in sides}
-    place = Path(tempfile.mkdtemp())
+    place, count = Path(tempfile.mkdtemp()), itertools.count()
+
+    def measure(side: Callable) -> tuple[float, float, float]:
+        folder = place / str(next(count))
+        figures = side(folder, tree, target)
+        shutil.rmtree(folder)
+        return figures
+
     try:
-        for repeat in range(-1, options.repeats):  # the first round is not counted
-            for name, side in sides.items():
-                folder = place / f"{side.__name__}{repeat}"
-                figures = side(folder, tree, target)
-                shutil.rmtree(folder)
-                if repeat >= 0:
-                    seen[name].append(figures)
+        timers = {name: partial(measure, side) for name, side in sides.items()}
+        seen = interleaved(timers, options.repeats, warm=1)
     finally:
         shutil.rmtree(place)
-    print(f"{CLAIM}: {options.megabytes} MB on 8 simulated devices, {options.repeats} repeats")
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, figures in seen.items():
         blocked, written, restored = map(statistics.median, zip(*figures, strict=True))
-        hidden = 1 - blocked / written
         row = {"side": name, "save_blocks_s": blocked, "save_whole_s": written}
-        rows.append(row | {"hidden": hidden, "restore_s": restored})
-        print(
-            f"{name:<22} save blocks {blocked:7.3f} s of {written:7.3f} s ({hidden:.0%} hidden)    "
-            f"restore onto another mesh {restored:7.3f} s"
-        )
+        rows.append(row | {"hidden": 1 - blocked / written, "restore_s": restored})
     for figure in ("save_blocks_s", "restore_s"):
         ratio = rows[0][figure] / rows[1][figure]
         rows.append({"figure": figure, "ours_over_orbax": ratio})
-        print(f"{figure}: ours / Orbax {ratio:.3f}")
-    folder = Path(__file__).parent / "results"
-    folder.mkdir(exist_ok=True)
-    report = {"claim": CLAIM, "machine": machine(), "rows": rows}
-    (folder / f"{CLAIM}.json").write_text(json.dumps(report, indent=2) + "\n")
+    distributions = ("chapbook-core", "jax", "orbax-checkpoint", "tensorstore", "numpy")
+    report(__file__, CLAIM, rows, distributions, options=vars(options))
 
 
 if __name__ == "__main__":

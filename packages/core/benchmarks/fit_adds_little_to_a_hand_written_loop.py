@@ -8,11 +8,9 @@ between two steps in the middle of the run, so compiling is left out.
 
 import argparse
 import itertools
-import json
-import os
-import platform
-import statistics
+import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import equinox as eqx
@@ -22,6 +20,9 @@ import numpy as np
 import optax
 
 from chapbook.core import fit
+
+sys.path.append(str(Path(__file__).parents[3] / "tools"))
+from benchmark import interleaved, medians, report
 
 CLAIM = "fit adds little to a hand-written loop"
 WARM = 60
@@ -108,11 +109,10 @@ def main():
             }
             for _ in range(8)
         ]
-        taken = {name: [] for name in ways}
-        for _ in range(options.repeats):
-            for name, way in ways.items():
-                taken[name].append(way(model, optimizer, itertools.cycle(pool), options.steps))
-        us = {name: 1e6 * statistics.median(times) for name, times in taken.items()}
+        pool = itertools.cycle(pool)
+        timers = {n: partial(w, model, optimizer, pool, options.steps) for n, w in ways.items()}
+        taken = interleaved(timers, options.repeats)
+        us = {name: 1e6 * median for name, median in medians(taken).items()}
         rows.append(
             {
                 "batch": size,
@@ -123,31 +123,9 @@ def main():
                 "spread_us": {n: [1e6 * min(t), 1e6 * max(t)] for n, t in taken.items()},
             }
         )
-        print(
-            f"batch {size}: fit {us['fit']:.0f} us, jax.jit {us['jax.jit']:.0f} us, "
-            f"eqx.filter_jit {us['eqx.filter_jit']:.0f} us a step; "
-            f"fit / jax.jit {rows[-1]['fit_over_jit']:.3f}, "
-            f"fit / eqx.filter_jit {rows[-1]['fit_over_filter_jit']:.3f}"
-        )
-    write(rows)
-
-
-def write(rows):
-    """Writes the figures with the machine."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    name = (names or [platform.processor()])[0]
-    machine = {
-        "device": jax.devices()[0].device_kind, "cpu": name, "cores": os.cpu_count(),
-        "python": platform.python_version(), "jax": jax.__version__, "equinox": eqx.__version__,
-        "optax": optax.__version__,
-    }  # fmt: skip
-    path = Path(__file__).parent / "results" / f"{Path(__file__).stem}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"claim": CLAIM, "machine": machine, "rows": rows}, indent=2) + "\n")
+    distributions = ("chapbook-core", "jax", "equinox", "optax")
+    report(__file__, CLAIM, rows, distributions, options=vars(options))
 
 
 if __name__ == "__main__":
-    print(CLAIM)
     main()

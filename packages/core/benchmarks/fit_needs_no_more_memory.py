@@ -8,9 +8,7 @@ The figures are XLA's own (`memory_analysis`): the peak
 is arguments + outputs - aliased + temporaries.
 """
 
-import json
-import os
-import platform
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +18,9 @@ import jax.numpy as jnp
 import optax
 
 from chapbook.core.step import Policy, State, compile_step, update
+
+sys.path.append(str(Path(__file__).parents[3] / "tools"))
+from benchmark import report
 
 CLAIM = "fit needs no more memory than a hand-written donated loop"
 
@@ -89,26 +90,10 @@ def main():
         for width, size in ((70, 16), (70, 2048), (1024, 256))
         for on_nan in ("off", "skip")
     ]
-    print(CLAIM)
     for row in rows:
-        fit, same, plain = row["fit"], row["same_work"], row["plain"]
-        print(
-            f"{row['parameters']} parameters, batch {row['batch']}, on_nan={row['on_nan']}: "
-            f"peak {fit['peak']} bytes; by hand with the same norm and guard {same['peak']} "
-            f"(ratio {fit['peak'] / same['peak']:.4f}), without {plain['peak']} "
-            f"({fit['peak'] / plain['peak']:.4f}); aliased {fit['aliased']}, "
-            f"of {row['params_and_optimizer']} in parameters and optimizer"
-        )
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    machine = {
-        "device": jax.devices()[0].device_kind, "cpu": (names or [platform.processor()])[0],
-        "cores": os.cpu_count(), "python": platform.python_version(), "jax": jax.__version__,
-    }  # fmt: skip
-    path = Path(__file__).parent / "results" / f"{Path(__file__).stem}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"claim": CLAIM, "machine": machine, "rows": rows}, indent=2) + "\n")
+        for side in ("same_work", "plain"):
+            row[f"fit_over_{side}"] = row["fit"]["peak"] / row[side]["peak"]
+    report(__file__, CLAIM, rows, ("chapbook-core", "jax", "equinox", "optax"))
 
 
 if __name__ == "__main__":

@@ -4,16 +4,13 @@ Each repeat starts a new interpreter for each side in turn and reads the CPU tim
 """
 
 import argparse
-import json
-import os
-import platform
-import statistics
 import subprocess
 import sys
-from importlib import metadata
+from functools import partial
 from pathlib import Path
 
-from chapbook.core.io import write_atomic
+sys.path.append(str(Path(__file__).parents[3] / "tools"))
+from benchmark import interleaved, medians, report
 
 CLAIM = "importing chapbook.core, .cli and .run costs at most 0.05 s of CPU over typer and polars"
 SIDES = {
@@ -21,18 +18,6 @@ SIDES = {
     "chapbook.core, .cli, .run": "import chapbook.core, chapbook.core.cli, chapbook.core.run",
     "chapbook.core": "import chapbook.core",
 }
-
-
-def machine() -> dict[str, object]:
-    """Returns the processor, its cores, and the versions."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    model = next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), "")
-    return {
-        "cpu": model or platform.processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "versions": {n: metadata.version(n) for n in ("chapbook-core", "polars", "typer")},
-    }
 
 
 def cpu_seconds(code: str) -> float:
@@ -47,12 +32,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=CLAIM)
     parser.add_argument("--repeats", type=int, default=15)
     given = parser.parse_args()
-    times = {side: [] for side in SIDES}
-    for _ in range(given.repeats):
-        for side, code in SIDES.items():
-            times[side].append(cpu_seconds(code))
-    medians = {side: statistics.median(taken) for side, taken in times.items()}
-    base = medians["typer, polars"]
+    timers = {side: partial(cpu_seconds, code) for side, code in SIDES.items()}
+    times = interleaved(timers, given.repeats)
+    middle = medians(times)
+    base = middle["typer, polars"]
     rows = [
         {
             "side": side,
@@ -61,15 +44,9 @@ def main() -> None:
             "ratio": median / base,
             "repeats": times[side],
         }
-        for side, median in medians.items()
+        for side, median in middle.items()
     ]
-    print(CLAIM)
-    for row in rows:
-        print(f"{row['side']:26} {row['cpu_seconds']:.3f} s  {row['excess_seconds']:+.3f} s")
-    results = Path(__file__).parent / "results" / f"{Path(__file__).stem}.json"
-    results.parent.mkdir(exist_ok=True)
-    found = {"claim": CLAIM, "machine": machine(), "rows": rows}
-    write_atomic(results, (json.dumps(found, indent=2) + "\n").encode())
+    report(__file__, CLAIM, rows, ("chapbook-core", "polars", "typer"))
 
 
 if __name__ == "__main__":

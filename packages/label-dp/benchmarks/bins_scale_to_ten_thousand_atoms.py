@@ -5,20 +5,19 @@ bins from the matrix of all bins' costs (squared loss); both must find the same 
 """
 
 import argparse
-import json
 import math
-import os
-import platform
-import statistics
+import sys
 import time
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from chapbook.label_dp import Loss, RROnBins
+
+sys.path.append(str(Path(__file__).parents[3] / "tools"))
+from benchmark import medians, report
 
 CLAIM = "the best bins over 1,000 atoms take under 1 s and over 10,000 under 30 s"
 TEXTBOOK_ATOMS = 300
@@ -40,18 +39,6 @@ def textbook(y: np.ndarray, p: np.ndarray, epsilon: float) -> float:
     return float(best)
 
 
-def machine() -> dict[str, object]:
-    """Returns the processor, its cores, and the versions."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    model = next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), "")
-    return {
-        "cpu": model or platform.processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "versions": {n: metadata.version(n) for n in ("chapbook-label-dp", "numpy")},
-    }
-
-
 def timed(run: Callable[..., Any], *arguments: object) -> tuple[float, Any]:
     """Returns the seconds that a call takes, and its result."""
     start = time.perf_counter()
@@ -66,7 +53,6 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     given = parser.parse_args()
     random, rows = np.random.default_rng(0), []
-    print(CLAIM)
     for atoms in given.atoms:
         y, p = np.sort(random.gamma(2, 1, atoms)), random.dirichlet(np.ones(atoms))
         for epsilon in (1.0, 8.0):
@@ -80,24 +66,18 @@ def main() -> None:
                         compared.setdefault("textbook table, squared", []).append(seconds)
                         if not math.isclose(least, fitted.expected_loss, rel_tol=1e-9):
                             raise RuntimeError(f"{least} is not {fitted.expected_loss}")
-            for side, times in compared.items():
-                median = statistics.median(times)
-                ratio = median / statistics.median(compared["squared"])
+            middle = medians(compared)
+            for side, median in middle.items():
                 rows.append(
                     {
                         "atoms": atoms,
                         "epsilon": epsilon,
                         "side": side,
                         "seconds": median,
-                        "over_ours_squared": ratio,
+                        "over_ours_squared": median / middle["squared"],
                     }
                 )
-                print(f"  {atoms:6d} atoms, epsilon {epsilon:g}, {side:24s} {median:8.3f} s")
-    path = Path(__file__).parent / "results" / f"{Path(__file__).stem}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(
-        json.dumps({"claim": CLAIM, "machine": machine(), "rows": rows}, indent=1) + "\n"
-    )
+    report(__file__, CLAIM, rows, ("chapbook-label-dp", "numpy"), repeats=given.repeats)
 
 
 if __name__ == "__main__":

@@ -7,19 +7,19 @@ the published code, and plain randomised response, which is all that other libra
 """
 
 import argparse
-import json
 import math
-import os
-import platform
 import statistics
+import sys
 import time
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 from scipy.optimize import linprog
 
 from chapbook.label_dp import RandomizedResponse, RRWithPrior
+
+sys.path.append(str(Path(__file__).parents[3] / "tools"))
+from benchmark import medians, report
 
 CLAIM = "RRWithPrior's expected accuracy equals the linear program's optimum (gap < 1e-12)"
 
@@ -55,18 +55,6 @@ def cost_at_vertex(cost: np.ndarray, limits: np.ndarray, sums: np.ndarray, x: np
     return float(cost @ np.linalg.lstsq(equations, right, rcond=None)[0])
 
 
-def machine() -> dict[str, object]:
-    """Returns the processor, its cores, and the versions."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    model = next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), "")
-    return {
-        "cpu": model or platform.processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "versions": {n: metadata.version(n) for n in ("chapbook-label-dp", "numpy", "scipy")},
-    }
-
-
 def main() -> None:
     """Prints the largest and mean gaps to the optimum, and writes them beside this file."""
     parser = argparse.ArgumentParser(description=CLAIM)
@@ -91,31 +79,22 @@ def main() -> None:
             ("plain randomised response", plain),
         ):
             gaps.setdefault(name, []).append(float(optimum - value))
-    print(CLAIM)
     rows = []
     for name, each in gaps.items():
-        row = {
-            "side": name,
-            "cases": given.cases,
-            "largest_gap": max(each),
-            "most_above": max(0.0, -min(each)),
-            "mean_gap": statistics.fmean(each),
-            "cases_with_a_gap_above_1e-12": int(np.sum(np.array(each) > 1e-12)),
-        }
-        rows.append(row)
-        print(
-            f"  {name:28s} largest gap {row['largest_gap']:9.2e}, mean {row['mean_gap']:9.2e}, "
-            f"above the program by {row['most_above']:9.2e} at most"
+        rows.append(
+            {
+                "side": name,
+                "cases": given.cases,
+                "largest_gap": max(each),
+                "most_above": max(0.0, -min(each)),
+                "mean_gap": statistics.fmean(each),
+                "cases_with_a_gap_above_1e-12": int(np.sum(np.array(each) > 1e-12)),
+            }
         )
-    medians = {name: statistics.median(each) for name, each in seconds.items()}
-    ratio = medians["program"] / medians["RRWithPrior"]
-    rows.append({"side": "seconds a case", **medians, "ratio": ratio})
-    print(f"  a case takes {medians['RRWithPrior']:.2e} s, the program {ratio:.0f} times as long")
-    path = Path(__file__).parent / "results" / f"{Path(__file__).stem}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(
-        json.dumps({"claim": CLAIM, "machine": machine(), "rows": rows}, indent=1) + "\n"
-    )
+    middle = medians(seconds)
+    ratio = middle["program"] / middle["RRWithPrior"]
+    rows.append({"side": "seconds a case", **middle, "ratio": ratio})
+    report(__file__, CLAIM, rows, ("chapbook-label-dp", "numpy", "scipy"))
 
 
 if __name__ == "__main__":

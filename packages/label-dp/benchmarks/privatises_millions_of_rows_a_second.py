@@ -10,19 +10,20 @@ answer with plain randomised response, one value a call.
 """
 
 import argparse
-import json
 import os
-import platform
-import statistics
-import time
+import sys
 from collections.abc import Callable
-from importlib import metadata, util
+from functools import partial
+from importlib import util
 from pathlib import Path
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from chapbook.label_dp import Entropy, RRWithPrior
+
+sys.path.append(str(Path(__file__).parents[3] / "tools"))
+from benchmark import interleaved, medians, report, seconds
 
 CLAIM = "RRWithPrior privatises 5 million rows a second on one core at K = 10"
 EPSILON = 1.0
@@ -71,20 +72,6 @@ def read_and_draw(labels: np.ndarray, prior: np.ndarray) -> None:
     Entropy().words(len(labels))
 
 
-def machine() -> dict[str, object]:
-    """Returns the processor, its cores, and the versions."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    model = next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), "")
-    names = ("chapbook-label-dp", "numpy", "cryptography", "opendp", "diffprivlib")
-    known = {d.metadata["Name"].lower() for d in metadata.distributions()}
-    return {
-        "cpu": model or platform.processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "versions": {n: metadata.version(n) for n in names if n in known},
-    }
-
-
 def priors(kind: str, rows: int, classes: int) -> np.ndarray:
     """Returns float32 priors: flat ones, or those of a model that is rather sure."""
     random = np.random.default_rng(1)
@@ -110,16 +97,12 @@ def main() -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     results = []
-    print(CLAIM)
     with threadpool_limits(1):
         for classes, rows in ((10, given.rows), (1000, given.rows // 40)):
             for kind in ("flat (Dirichlet 1)", "sure (softmax of 3 normal)"):
                 results += compare(classes, rows, kind, given.repeats)
-    path = Path(__file__).parent / "results" / f"{Path(__file__).stem}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(
-        json.dumps({"claim": CLAIM, "machine": machine(), "rows": results}, indent=1) + "\n"
-    )
+    distributions = ("chapbook-label-dp", "numpy", "cryptography", "opendp", "diffprivlib")
+    report(__file__, CLAIM, results, distributions, repeats=given.repeats)
 
 
 def compare(classes: int, rows: int, kind: str, repeats: int) -> list[dict[str, object]]:
@@ -137,17 +120,13 @@ def compare(classes: int, rows: int, kind: str, repeats: int) -> list[dict[str, 
         sides["OpenDP, no prior"] = (opendp_per_value(classes), few)
     if util.find_spec("diffprivlib") and classes <= 10:  # it lists all pairs of classes
         sides["diffprivlib, no prior"] = (diffprivlib_per_value(classes), few)
-    taken: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(repeats):
-        for name, (run, count) in sides.items():
-            start = time.perf_counter()
-            run(labels[:count], prior[:count])
-            taken[name].append(count / (time.perf_counter() - start))
-    rate = {name: statistics.median(rates) for name, rates in taken.items()}
+    timers = {
+        name: partial(seconds, run, labels[:count], prior[:count])
+        for name, (run, count) in sides.items()
+    }
+    taken = medians(interleaved(timers, repeats))
+    rate = {name: count / taken[name] for name, (_, count) in sides.items()}
     ours = rate["RRWithPrior.privatize"]
-    print(f"K = {classes}, {kind} priors, epsilon {EPSILON:g}, {rows:,} rows")
-    for name, each in rate.items():
-        print(f"  {name:40s} {each:14,.0f} rows/s   ours is {ours / each:10.3g} times as fast")
     return [
         {
             "classes": classes,
