@@ -99,6 +99,14 @@ def test_a_member_of_a_debian_package_is_fetched(monkeypatch):
     assert path.read_bytes() == CONTENT
 
 
+def test_a_package_is_a_member_of_itself(monkeypatch):
+    package = archive("toy-1.0.tgz", "package/data/ratings.tsv")
+    client(monkeypatch, "npm", f"cp {package} .")
+    terms = {"sha256": hashlib.sha256(package.read_bytes()).hexdigest(), "licence": "CC0"}
+    path = datasets.member("npm:toy@1.0", "toy-1.0.tgz", **terms)
+    assert path.read_bytes() == package.read_bytes()
+
+
 def test_an_address_gives_a_file_or_a_member():
     Path("ratings.tsv").write_bytes(CONTENT)
     plain = Path("ratings.tsv").absolute().as_uri()

