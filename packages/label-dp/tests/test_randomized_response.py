@@ -144,11 +144,13 @@ def test_k_is_the_papers_for_both_layouts_of_a_block(classes, kind):
 @pytest.mark.parametrize("epsilon", [0.0, 0.1, 1.0, 4.0])
 def test_sorting_and_iterating_find_the_same_support(epsilon):
     rows = np.concatenate([priors(4, 100, 20, c) for c in (0.02, 0.3, 1.0, 30.0)])
-    t, top = np.full(len(rows), math.exp(-epsilon)), rows.max(axis=1)
-    few = support._few_best(np.ascontiguousarray(rows.T), top, t)
-    many = support._many_best(rows, top, t)
+    t = np.full(len(rows), math.exp(-epsilon))
+    few = support._few_best(np.ascontiguousarray(rows.T), t)
+    many, _ = support._many_best(rows, 0, t, False)
+    risen = support._rise(rows, t)
     assert np.array_equal(few.count(), many.count())
     assert np.array_equal(few.table(), many.table())
+    assert np.array_equal(np.flatnonzero(few.table()), risen)
 
 
 def test_a_guess_from_unlike_rows_does_not_mislead():

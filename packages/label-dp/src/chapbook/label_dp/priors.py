@@ -302,7 +302,7 @@ def from_matrix(
     if matrix.ndim != 2:
         raise Error(f"the prior has {matrix.ndim} dimensions; it must have rows and classes")
     matrix = check_prior(matrix, matrix.shape[1])
-    checked, _ = checked_rows(matrix, 0, normalize=normalize)
+    checked = checked_rows(matrix, 0, normalize=normalize)
     return checked.T if matrix.shape[1] <= FEW_CLASSES else checked
 
 

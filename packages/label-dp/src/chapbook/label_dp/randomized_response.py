@@ -1,5 +1,6 @@
 """Randomised response for labels: plain, among the top k of a prior, and with the best k."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -23,7 +24,7 @@ from chapbook.label_dp.support import (
 from chapbook.label_dp.verify import Proof, prove, prove_answers
 
 # Blocks of at most this many probabilities and records stay in the cache.
-_BLOCK_CELLS = 1 << 20
+_BLOCK_CELLS = 1 << 21
 _BLOCK_ROWS = 1 << 13
 # Up to this many classes `verify` writes out the whole matrix, whose size is their square.
 _WHOLE_MATRIX = 1 << 10
@@ -153,14 +154,16 @@ class RandomizedResponse(_Mechanism):
         return keep / total
 
 
-class _PriorMechanism(_Mechanism):
+class _PriorMechanism(_Mechanism, ABC):
     """What the mechanisms that answer among the top classes of a prior have in common."""
 
     normalize: bool
 
-    def _support(self, layout: np.ndarray, top: np.ndarray, t: np.ndarray) -> Support:
-        """Returns the classes that a block of records may answer with (see `checked_rows`)."""
-        raise NotImplementedError
+    @abstractmethod
+    def _support(
+        self, block: np.ndarray, first_row: int, t: np.ndarray
+    ) -> tuple[Support, np.ndarray]:
+        """Returns the classes that a block of records may answer with, and its checked prior."""
 
     def privatize(
         self,
@@ -251,8 +254,7 @@ class _PriorMechanism(_Mechanism):
         self._epsilons(len(prior))  # an epsilon for each record, or one for all
         t = np.broadcast_to(np.exp(-np.asarray(self.epsilon, np.float64)), (len(prior),))
         for rows in _row_blocks(len(prior), self.num_classes):
-            layout, top = checked_rows(prior[rows], rows.start, normalize=self.normalize)
-            yield rows, self._support(layout, top, t[rows]), layout
+            yield rows, *self._support(prior[rows], rows.start, t[rows])
 
     def _one_support(self, prior_row: np.ndarray) -> np.ndarray:
         one = type(self)(**{**self.__dict__, "epsilon": self.largest_epsilon})
@@ -286,9 +288,12 @@ class RRTopK(_PriorMechanism):
         if not 1 <= self.k <= self.num_classes:
             raise Error(f"k is {self.k}; it must be 1 to {self.num_classes}")
 
-    def _support(self, layout: np.ndarray, top: np.ndarray, t: np.ndarray) -> Support:
+    def _support(
+        self, block: np.ndarray, first_row: int, t: np.ndarray
+    ) -> tuple[Support, np.ndarray]:
+        layout = checked_rows(block, first_row, normalize=self.normalize)
         rows = layout.T if self.num_classes <= FEW_CLASSES else layout
-        return support_of(top_support(rows, np.full(len(rows), self.k)))
+        return support_of(top_support(rows, np.full(len(rows), self.k))), layout
 
 
 @dataclass(frozen=True, eq=False)
@@ -315,11 +320,14 @@ class RRWithPrior(_PriorMechanism):
     normalize: bool = False
     official_k: bool = False
 
-    def _support(self, layout: np.ndarray, top: np.ndarray, t: np.ndarray) -> Support:
+    def _support(
+        self, block: np.ndarray, first_row: int, t: np.ndarray
+    ) -> tuple[Support, np.ndarray]:
         if not self.official_k:
-            return optimal_support(layout, top, t, self.num_classes)
+            return optimal_support(block, first_row, t, normalize=self.normalize)
+        layout = checked_rows(block, first_row, normalize=self.normalize)
         rows = layout.T if self.num_classes <= FEW_CLASSES else layout
-        return support_of(top_support(rows, official_k(rows, t)))
+        return support_of(top_support(rows, official_k(rows, t))), layout
 
 
 def respond(

@@ -18,8 +18,12 @@ from chapbook.core.errors import Error
 SUM_TOLERANCE = 1e-6
 # Up to this many classes the transposed layout is faster; its counts must fit a byte.
 FEW_CLASSES = 48
-# Rows of a block that are solved first, to start the others near their solution.
-_SAMPLE_ROWS = 8
+# Of many classes: rows that are solved first, to find a value below which no other has members;
+_SAMPLE_ROWS = 16
+# classes above that value, beyond which a row is treated on its own;
+_SLOTS = 48
+# probabilities that stay in the second cache while their rows are read twice.
+_CACHED_CELLS = 1 << 17
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,8 +177,8 @@ def check_prior(prior: np.ndarray, num_classes: int) -> Float[np.ndarray, "rows 
 
 def checked_rows(
     block: Float[np.ndarray, "rows classes"], first_row: int, *, normalize: bool
-) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, " rows"]]:
-    """Returns rows of a prior in the layout for their number of classes, and their largest values.
+) -> Float[np.ndarray, "..."]:
+    """Returns rows of a prior in the layout for their number of classes.
 
     Args:
         block: Rows of the prior.
@@ -185,28 +189,28 @@ def checked_rows(
         Error: If a row is not finite, negative, or has a wrong sum; the first such is named.
     """
     few = block.shape[1] <= FEW_CLASSES
+    layout = np.ascontiguousarray(block.T if few else block)
     with np.errstate(invalid="ignore", over="ignore"):
-        if few:
-            layout = np.ascontiguousarray(block.T)
-            top, fine = layout.max(axis=0), layout.min(axis=0) >= 0
-            sums = layout.sum(axis=0)
-        else:
-            layout = np.ascontiguousarray(block)
-            # Read as unsigned integers, floats from 0 up are ordered as they are, and above them
-            # come infinity, NaN and all negatives: one pass finds the largest and the faults.
-            bits = np.dtype(f"u{block.dtype.itemsize}")
-            top = layout.view(bits).max(axis=1).view(block.dtype)
-            fine = top >= 0
-            sums = layout @ np.ones(block.shape[1], block.dtype)  # BLAS is as fast as memory
-        fine &= np.abs(sums - 1) <= SUM_TOLERANCE / 2
-    doubtful = np.flatnonzero(~fine)
-    if doubtful.size:  # or only summed too roughly: the float32 sum of a long row may err
-        rows = _checked_slowly(block[doubtful], first_row + doubtful, normalize)
-        top[doubtful] = rows.max(axis=1)
-        if not np.array_equal(rows, block[doubtful]) or np.signbit(rows).any():
-            layout = layout.copy()
-            layout[(slice(None), doubtful) if few else doubtful] = (rows.T if few else rows) + 0.0
-    return layout, top
+        sums = layout.sum(axis=0) if few else layout @ np.ones(block.shape[1], block.dtype)
+        fine = (layout.min(axis=0 if few else 1) >= 0) & (np.abs(sums - 1) <= SUM_TOLERANCE / 2)
+    return _mended(layout, np.flatnonzero(~fine), block, first_row, normalize)[0]
+
+
+def _mended(
+    layout: np.ndarray, doubtful: np.ndarray, block: np.ndarray, first_row: int, normalize: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the layout once doubtful rows have been found or made good, and those made good."""
+    if not doubtful.size:  # nearly always
+        return layout, doubtful
+    rows = _checked_slowly(block[doubtful], first_row + doubtful, normalize)
+    # Most were only summed too roughly: the float32 sum of a long row may err.
+    changed = (rows != block[doubtful]).any(axis=1) | np.signbit(rows).any(axis=1)
+    made, rows = doubtful[changed], rows[changed] + 0.0
+    if made.size:
+        few = block.shape[1] <= FEW_CLASSES
+        layout = layout.copy()
+        layout[(slice(None), made) if few else made] = rows.T if few else rows
+    return layout, made
 
 
 def _checked_slowly(rows: np.ndarray, numbers: np.ndarray, normalize: bool) -> np.ndarray:
@@ -228,11 +232,12 @@ def _checked_slowly(rows: np.ndarray, numbers: np.ndarray, normalize: bool) -> n
 
 
 def optimal_support(
-    layout: Float[np.ndarray, "..."],
-    top: Float[np.ndarray, " rows"],
+    block: Float[np.ndarray, "rows classes"],
+    first_row: int,
     t: Float[np.ndarray, " rows"],
-    num_classes: int,
-) -> Support:
+    *,
+    normalize: bool,
+) -> tuple[Support, Float[np.ndarray, "..."]]:
     """Returns the top-k* classes of each record: `{i : p_i > t w*}`, and always the top class.
 
     `w_k = (p_(1) + ... + p_(k)) / (1 + (k - 1) t)` is the probability of a true answer, and w* its
@@ -242,28 +247,34 @@ def optimal_support(
     p_(k*) / t, and p_(k*+1) <= t w*. Equal probabilities therefore fall in or out together,
     except that for t = 1 the set would be empty and the first top class alone is taken.
 
-    Few classes are sorted. For many, w* is the fixed point of `w -> sum_S p / (1 + (|S| - 1) t)`,
-    `S = {i : p_i > t w}`: Dinkelbach's iteration, which from below rises to w* in a few steps. Each
-    step drops classes for good, and the step that drops none has arrived. For t = 0 (an infinite
-    epsilon) every class is a member, so that the answer is the label itself.
+    Few classes are sorted. Of many only the few above `t w` are looked at, for some w <= w*: they
+    hold all members. For t = 0 (an infinite epsilon) every class is a member, so that the answer
+    is the label itself.
 
     Args:
-        layout: Probabilities in the layout for their number of classes (see `checked_rows`).
-        top: The largest probability of each record.
+        block: Rows of the prior.
+        first_row: The number of the block's first row, for the error.
         t: e^-eps of each record.
-        num_classes: The number of classes, which says what the layout is.
+        normalize: Whether rows may have any positive sum, and are divided by it.
+
+    Returns:
+        The support, and the prior in the layout for its number of classes (see `checked_rows`).
+
+    Raises:
+        Error: If a row is not finite, negative, or has a wrong sum; the first such is named.
 
     Reference:
-        Ghazi et al., Deep Learning with Label Differential Privacy, algorithm 3 and theorem 6;
-        Dinkelbach, On Nonlinear Fractional Programming, 1967.
+        Ghazi et al., Deep Learning with Label Differential Privacy, algorithm 3 and theorem 6.
     """
-    best = _few_best if num_classes <= FEW_CLASSES else _many_best
-    return best(layout, top, t)
+    if block.shape[1] > FEW_CLASSES:
+        return _many_best(block, first_row, t, normalize)
+    layout = checked_rows(block, first_row, normalize=normalize)
+    return _few_best(layout, t), layout
 
 
-def _few_best(prior: np.ndarray, top: np.ndarray, t: np.ndarray) -> FewClasses:
+def _few_best(prior: np.ndarray, t: np.ndarray) -> FewClasses:
     t = t.astype(prior.dtype)
-    total, divisor, best = np.zeros_like(top), np.ones_like(top), np.zeros_like(top)
+    total, divisor, best = np.zeros_like(t), np.ones_like(t), np.zeros_like(t)
     for column in _descending(prior):
         total += column
         np.maximum(best, total / divisor, out=best)
@@ -304,67 +315,121 @@ def _descending(rows: np.ndarray) -> list[np.ndarray]:
     return order
 
 
-def _many_best(prior: np.ndarray, top: np.ndarray, t: np.ndarray) -> ManyClasses:
-    rows, classes = prior.shape
-    lower = np.maximum(top, 1 / (1 + (classes - 1) * t))
-    # Starting near w* spares most of the work. The start of a row is a guess from a few rows that
-    # are sorted; one that was too high is seen, because the iteration only rises from below w*.
-    few = slice(0, _SAMPLE_ROWS)
-    sums = np.sort(prior[few], axis=1)[:, ::-1].cumsum(axis=1)
-    best = (sums / (1 + np.arange(classes) * t[few, None])).max(axis=1)
-    gain = float((best / lower[few]).min())
-    start = np.maximum(lower * max(1.0, 0.8 * gain), 0.8 * float(best.min()))
-    flat, best = _rise(prior, start, t)
-    failed = np.flatnonzero(best < start)
-    if failed.size:
-        again, _ = _rise(prior[failed], lower[failed], t[failed])
-        fine = flat[~np.isin(flat // classes, failed)]
-        again += (failed - np.arange(len(failed)))[again // classes] * classes
-        flat = np.sort(np.concatenate([fine, again]))
-    counts = np.diff(np.searchsorted(flat, np.arange(rows + 1) * classes))
-    empty = np.flatnonzero(counts == 0)
-    if empty.size:
-        first = empty * classes + prior[empty].argmax(axis=1)
-        flat = np.sort(np.concatenate([flat, first]))
-        counts[empty] = 1
-    return ManyClasses(flat, counts, classes)
+def _many_best(
+    block: np.ndarray, first_row: int, t: np.ndarray, normalize: bool
+) -> tuple[ManyClasses, np.ndarray]:
+    prior = np.ascontiguousarray(block)
+    classes = prior.shape[1]
+    start = _low_guess(prior, t)
+    sums, cells, values = _cells_above(prior, float(t.min()) * start)
+    with np.errstate(invalid="ignore"):
+        fine = np.abs(sums - 1) <= SUM_TOLERANCE / 2
+    fine[cells[~(values < np.inf) | np.signbit(values)] // classes] = False
+    prior, made = _mended(prior, np.flatnonzero(~fine), block, first_row, normalize)
+    # The cells of a record, side by side and filled up with zeros, are a prior on few classes.
+    starts = np.searchsorted(cells, np.arange(0, prior.size + 1, classes))
+    counts = np.diff(starts)
+    slots = np.arange(min(_SLOTS, counts.max()))[:, None]
+    table = np.append(values, np.zeros(len(slots), values.dtype)).take(starts[:-1] + slots)
+    table[slots >= counts] = 0
+    best, threshold, members = _fixed_point(table, t)
+    # Where the guess was above w*, or the slots do not hold all cells, this was in vain.
+    good = (best >= start) & (counts <= len(slots)) & (members > 0)
+    good[made] = False
+    threshold[~good] = np.inf
+    flat = cells[values > np.repeat(threshold, counts)]
+    again = np.flatnonzero(~good)
+    if again.size:
+        more = _rise(prior[again], t[again])
+        flat = np.sort(np.append(flat, again[more // classes] * classes + more % classes))
+        members[again] = np.bincount(more // classes, minlength=len(again))
+    return ManyClasses(flat, members, classes), prior
 
 
-def _rise(prior: np.ndarray, start: np.ndarray, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Iterates from a start; returns the members, `row * classes + class`, and w* of each row.
+def _fixed_point(table: np.ndarray, t: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns w* of each record of a table, slots by rows, t w*, and how many slots exceed it.
 
-    A row whose start was above w* comes back with less than its start, unless t = 1: there w* is
-    the largest p, above which nothing lies, and no start can mislead.
+    w* is the fixed point of `w -> sum_S p / (1 + (|S| - 1) t)`, `S = {i : p_i > t w}`: Dinkelbach's
+    iteration, which from below rises to w* in a few steps. Each step drops classes for good, and
+    the step that drops none has arrived.
+
+    Reference:
+        Dinkelbach, On Nonlinear Fractional Programming, 1967.
+    """
+    above, excess = np.empty(table.shape, bool), np.empty_like(table)
+    threshold, best = np.zeros(len(t), table.dtype), table.sum(axis=0)
+    found = table.size + 1
+    while True:
+        np.greater(table, threshold, out=above)
+        members = np.add.reduce(above.view(np.uint8), axis=0, dtype=np.uint8)
+        if (now := int(members.sum())) >= found:
+            return best, threshold, members.astype(np.int32)
+        found = now
+        np.subtract(table, threshold, out=excess)
+        total = np.maximum(excess, 0, out=excess).sum(axis=0) + members * threshold
+        best = total / (1 + np.maximum(members, 1) * t - t)
+        threshold = (t * best).astype(table.dtype)
+
+
+def _low_guess(prior: np.ndarray, t: np.ndarray) -> float:
+    """Returns a guess that is below w* for nearly all records, from a few that are sorted."""
+    some = prior[:: -(-len(prior) // _SAMPLE_ROWS)]
+    divisor = 1 + np.arange(prior.shape[1]) * t.max()
+    with np.errstate(invalid="ignore", divide="ignore"):
+        sums = np.sort(some, axis=1)[:, ::-1].cumsum(axis=1)
+        lowest = (sums / sums[:, -1:] / divisor).max(axis=1).min()
+    # No w* is below that of the uniform prior.
+    return max(1 / divisor[-1], 0.8 * lowest) if lowest > 0 else 1 / divisor[-1]
+
+
+def _cells_above(prior: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Reads a prior once: returns the sums of its rows, and its cells that are not below a value.
+
+    A cell is `row * classes + class`. Read as unsigned integers, floats from 0 up are ordered as
+    they are, and above them come infinity, NaN and all negatives: those are among the cells.
+
+    Returns:
+        The sums, the cells and the values in them.
     """
     rows, classes = prior.shape
-    threshold = np.where(t == 0, -1, t * start).astype(prior.dtype)
-    # One comparison with the block's least threshold leaves a short list to work on.
-    flat = _true_cells(prior, threshold.min())
-    values, row = prior.reshape(-1)[flat], flat // classes
-    lower, found = np.where(t == 1, start, 0.0), -1
-    while True:
-        members = np.flatnonzero(values > threshold[row])
-        if len(members) == found:
-            return flat, lower
-        found = len(members)
-        flat, values, row = flat[members], values[members], row[members]
+    bits = np.dtype(f"u{prior.dtype.itemsize}")
+    least = np.asarray(threshold, prior.dtype).view(bits)[()]
+    ones, sums = np.ones(classes, prior.dtype), np.empty(rows, prior.dtype)
+    size = max(1, _CACHED_CELLS // classes)
+    # Looking at eight booleans as one word skips most of them at once.
+    above = np.zeros(-(-size * classes // 8) * 8, bool)
+    words, cells, values = above.view(np.uint64), [], []
+    for first in range(0, rows, size):
+        part = prior[first : first + size].reshape(-1)
+        with np.errstate(invalid="ignore", over="ignore"):
+            np.dot(prior[first : first + size], ones, out=sums[first : first + size])
+        np.greater_equal(part.view(bits), least, out=above[: part.size])
+        above[part.size :] = False
+        word = np.flatnonzero(words != 0)
+        within = np.flatnonzero(words[word].view(bool))
+        found = word[within >> 3] * 8 + (within & 7)
+        cells.append(found + first * classes)
+        values.append(part.take(found))
+    return sums, np.concatenate(cells), np.concatenate(values)
+
+
+def _rise(prior: np.ndarray, t: np.ndarray) -> np.ndarray:
+    """Returns the members, `row * classes + class`, of any rows, by the same iteration."""
+    rows, classes = prior.shape
+    lower = np.maximum(prior.max(axis=1), 1 / (1 + (classes - 1) * t))
+    threshold = np.where(t == 0, -1, t * lower).astype(prior.dtype)
+    flat = np.flatnonzero(prior > threshold[:, None])
+    values, row, found = prior.reshape(-1)[flat], flat // classes, -1
+    while len(flat) != found:
+        found = len(flat)
         count = np.bincount(row, minlength=rows)
         reached = np.bincount(row, values, rows) / (1 + np.maximum(count - 1, 0) * t)
         lower = np.maximum(lower, reached)
         threshold = np.where(t == 0, -1, t * lower).astype(prior.dtype)
-
-
-def _true_cells(prior: np.ndarray, threshold: np.floating) -> np.ndarray:
-    """Returns the flat indices of the probabilities above a threshold.
-
-    They are few: looking at eight booleans as one word skips most of them at once.
-    """
-    above = np.zeros(-(-prior.size // 8) * 8, bool)
-    np.greater(prior.reshape(-1), threshold, out=above[: prior.size])
-    words = above.view(np.uint64)
-    found = np.flatnonzero(words != 0)
-    cells = np.flatnonzero(words[found].view(bool))
-    return found[cells >> 3] * 8 + (cells & 7)
+        members = values > threshold[row]
+        flat, values, row = flat[members], values[members], row[members]
+    empty = np.flatnonzero(np.bincount(row, minlength=rows) == 0)
+    return np.sort(np.append(flat, empty * classes + prior[empty].argmax(axis=1)))
 
 
 def top_support(
