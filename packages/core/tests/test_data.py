@@ -3,6 +3,7 @@ import json
 import threading
 import time
 
+import jax
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 from chapbook.core.data import Batches, arrays, frame, place, tokens
 from chapbook.core.errors import Error, TableError
 from chapbook.core.meshes import mesh
+
+BIG = 1 << 18  # rows whose batches `place` reads ahead
 
 sizes = st.tuples(st.integers(1, 60), st.integers(1, 20), st.integers(0, 2**40))
 
@@ -320,8 +323,8 @@ def test_a_failing_source_names_the_row():
 class Counting:
     """An iterator of dicts with a state, as grain's are."""
 
-    def __init__(self, end=10**9):
-        self.taken, self.end = 0, end
+    def __init__(self, end=10**9, rows=8):
+        self.taken, self.end, self.rows = 0, end, rows
 
     def __iter__(self):
         return self
@@ -330,7 +333,7 @@ class Counting:
         if self.taken == self.end:
             raise StopIteration
         self.taken += 1
-        return {"n": np.full(8, self.taken, np.int32)}
+        return {"n": np.full(self.rows, self.taken, np.int32)}
 
     def get_state(self):
         return {"taken": self.taken}
@@ -362,7 +365,7 @@ def test_integers_that_jax_would_cut_are_refused(value, fits):
 
 
 def test_the_state_belongs_to_the_batch_consumed_not_to_those_read_ahead():
-    batches, alone = (Batches(rows_of(40), 8, seed=5) for _ in range(2))
+    batches, alone = (Batches(rows_of(BIG), BIG // 4, seed=5) for _ in range(2))
     with place(batches, mesh(""), depth=3) as placed:
         assert placed.get_state() == alone.get_state()
         for _ in range(12):
@@ -372,7 +375,7 @@ def test_the_state_belongs_to_the_batch_consumed_not_to_those_read_ahead():
 
 @pytest.mark.parametrize("depth", [0, 1, 4])
 def test_no_more_than_depth_batches_are_read_ahead(depth):
-    source = Counting()
+    source = Counting(rows=BIG)
     with place(source, mesh(""), depth=depth) as placed:
         next(placed)
         deadline = time.monotonic() + 5
@@ -380,6 +383,43 @@ def test_no_more_than_depth_batches_are_read_ahead(depth):
             time.sleep(0.005)
         time.sleep(0.05)
         assert source.taken == 1 + depth
+
+
+@pytest.mark.parametrize("rows", [8, BIG])
+def test_a_broken_loop_over_placed_batches_goes_on_and_a_finished_one_starts_anew(rows):
+    listed = [{"n": np.full(rows, n)} for n in range(4)]
+    with place(listed, mesh("")) as placed:
+        assert next(placed)["n"][0] == 0
+        assert [batch["n"][0].item() for batch in placed] == [1, 2, 3]
+        assert [batch["n"][0].item() for batch in placed] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("rows", "taken", "kind"), [(8, 1, np.ndarray), (BIG, 3, jax.Array)])
+def test_only_large_batches_are_read_ahead_for_one_device(rows, taken, kind):
+    source = Counting(rows=rows)
+    with place(source, mesh("")) as placed:
+        assert isinstance(next(placed)["n"], kind)
+        placed.set_state({"taken": 10})  # drops what was read ahead, once it is read
+        batch = next(placed)["n"]
+        assert batch.shape == (rows,) and batch[0] == 11
+        assert placed.get_state() == {"taken": 11}
+    assert source.taken == 10 + taken
+
+
+def test_a_thread_that_fails_keeps_its_error_for_the_batch_that_it_was_to_read():
+    with place(Counting(end=2, rows=BIG), mesh("")) as placed:
+        assert [batch["n"][0].item() for batch in placed] == [1, 2]
+
+    class Torn(Counting):
+        def __next__(self):
+            if self.taken == 1:
+                raise OSError("torn")
+            return super().__next__()
+
+    with place(Torn(rows=BIG), mesh("")) as placed:
+        next(placed)
+        with pytest.raises(OSError, match="torn"):
+            next(placed)
 
 
 def test_a_counted_walk_can_be_placed_again_for_the_next_evaluation():
@@ -391,7 +431,7 @@ def test_a_counted_walk_can_be_placed_again_for_the_next_evaluation():
 
 
 def test_closing_joins_the_thread():
-    placed = place(Counting(), mesh(""))
+    placed = place(Counting(rows=BIG), mesh(""))
     next(placed)
     assert any("chapbook-data" in thread.name for thread in threading.enumerate())
     placed.close()

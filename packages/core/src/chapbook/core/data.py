@@ -31,6 +31,11 @@ Batch = dict[str, np.ndarray]
 State = dict[str, Any]
 Map = Callable[[Batch, np.random.Generator], Mapping[str, Any]]
 
+# Bytes from which a batch is put onto a single device ahead of its use. A compiled program takes a
+# smaller one from NumPy in less time than a thread takes to hand it over; and since steps are
+# dispatched without waiting, it is read while they run.
+LARGE = 1 << 20
+
 
 @runtime_checkable
 class Source(Protocol):
@@ -358,9 +363,10 @@ def place(
         depth: Batches held ready beyond the one in use.
 
     Returns:
-        An iterator of dicts of global `jax.Array`s. Its `get_state()` belongs to the last batch
-        that it yielded, however many were read ahead. Close it, or use it as a context manager, to
-        stop reading.
+        An iterator of dicts of global `jax.Array`s. Batches of less than 1 MiB for a single device
+        are read when they are asked for and stay in NumPy, which compiled functions take at less
+        cost. Its `get_state()` belongs to the last batch that it yielded, however many were read
+        ahead. Close it, or use it as a context manager, to stop reading.
 
     Raises:
         Error: If the batch does not divide among the devices, or holds integers that JAX would
@@ -375,24 +381,26 @@ def place(
     spec = specs({"batches": ("batch",)}, RULES if rules is None else rules, mesh, shapes)
     sharding = jax.sharding.NamedSharding(mesh, spec["batches"])
     part = _own_rows(sharding, iterator.batch) if ours else None
-    # Onto one device, a compiled copy takes a seventh of the host's time of placing by shards.
-    copy = jax.jit(lambda x: x, out_shardings=sharding) if mesh.size == 1 else None
 
-    def put(name: str, column: Any) -> "jax.Array":
+    def checked(name: str, column: Any) -> np.ndarray:
         column = np.asarray(column)
         kept = jax.dtypes.canonicalize_dtype(column.dtype)
         if column.size and column.dtype.kind in "iu" and kept != column.dtype:
             bounds = np.iinfo(kept)
             if column.min() < bounds.min or column.max() > bounds.max:
                 raise Error(f"column {name} holds integers of over 32 bits; encode them as smaller")
-        if copy is not None:
-            return copy(column)
+        return column
+
+    def put(column: np.ndarray) -> "jax.Array":
         shape = (iterator.batch, *column.shape[1:]) if ours else None
         return jax.make_array_from_process_local_data(sharding, column, shape)
 
-    def produce(running: Any) -> dict[str, "jax.Array"]:
+    def produce(running: Any) -> tuple[dict[str, Any], bool]:
         batch = running.take(part) if ours else next(running)
-        return {name: put(name, column) for name, column in batch.items()}
+        batch = {name: checked(name, column) for name, column in batch.items()}
+        if mesh.size == 1 and sum(column.nbytes for column in batch.values()) < LARGE:
+            return batch, False
+        return {name: put(column) for name, column in batch.items()}, True
 
     return Placed(iterator, produce, depth)
 
@@ -411,33 +419,34 @@ class Placed(AbstractContextManager):
     Made by `place`.
     """
 
-    def __init__(self, source: Any, produce: Callable[[Any], dict[str, "jax.Array"]], depth: int):
+    def __init__(self, source: Any, produce: Callable[[Any], tuple[Any, bool]], depth: int):
         self._source, self._produce, self._depth = source, produce, depth
         self._running = iter(source)
         # One worker that is handed a task per batch, not a loop over a queue: whatever happens to
         # the consumer, it never waits for room, so the interpreter can always join it.
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="chapbook-data")
         self._ahead: deque[Future] = deque()
-        self._state = _state_of(self._running)
+        self._state, self._ended = _state_of(self._running), False
 
     def __iter__(self) -> Self:
-        if not self._ahead:
-            self._running = iter(self._source)
+        if self._ended:
+            self._running, self._ended = iter(self._source), False
         return self
 
-    def __next__(self) -> dict[str, "jax.Array"]:
-        while len(self._ahead) <= self._depth:
-            self._ahead.append(self._pool.submit(self._step))
+    def __next__(self) -> dict[str, Any]:
         try:
-            batch, self._state = self._ahead.popleft().result()
-        except BaseException:
+            made = self._ahead.popleft().result() if self._ahead else self._make()
+        except BaseException as error:
             self._drain()
+            self._ended = isinstance(error, StopIteration)
             raise
+        batch, in_thread, self._state = made
+        while in_thread and len(self._ahead) < self._depth:
+            self._ahead.append(self._pool.submit(self._make))
         return batch
 
-    def _step(self) -> tuple[dict[str, "jax.Array"], Any]:
-        batch = self._produce(self._running)
-        return batch, _state_of(self._running)
+    def _make(self) -> tuple[dict[str, Any], bool, Any]:
+        return *self._produce(self._running), _state_of(self._running)
 
     def _drain(self) -> None:
         wait([future for future in self._ahead if not future.cancel()])
@@ -451,7 +460,7 @@ class Placed(AbstractContextManager):
         """Drops what was read ahead and goes on from a state."""
         self._drain()
         self._running.set_state(state)
-        self._state = state
+        self._state, self._ended = state, False
 
     def close(self) -> None:
         """Stops reading ahead and joins the thread."""

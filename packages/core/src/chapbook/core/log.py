@@ -178,10 +178,9 @@ class Log:
         self._since = now
 
     def _fetch(self, count: int) -> None:
-        steps = [self._on_device.popleft() for _ in range(count)]
-        vectors = jax.device_get([values for _, values, _ in steps])
-        for (step, _, position), vector in zip(steps, vectors, strict=True):
-            values = [float(value) for value in vector]
+        for _ in range(count):
+            step, vector, position = self._on_device.popleft()
+            values = np.asarray(vector).tolist()
             self._fetched.append(values)
             if self.watch:
                 self.watch(step, dict(zip(self.names, values, strict=True)), position)
