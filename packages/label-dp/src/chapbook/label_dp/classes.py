@@ -65,10 +65,12 @@ class Classes:
         return lookup.gather(pl.Series(codes, dtype=pl.UInt32))
 
     def _codes(self, column: pl.Series) -> np.ndarray:
-        if self._values is None:
+        if self._values is None or column.dtype == pl.String:
             enum = column.cast(pl.String, strict=False).cast(pl.Enum(self.names), strict=False)
-            codes = enum.to_physical().cast(pl.Int32).fill_null(UNKNOWN)
-            return codes.to_numpy().copy()
+            codes = enum.to_physical().cast(pl.Int32)
+            # A number that is spelled otherwise than its class, 3.0 for 3, is found below.
+            if self._values is None or not codes.null_count():
+                return codes.fill_null(UNKNOWN).to_numpy().copy()
         if not (column.dtype.is_numeric() or column.dtype in (pl.String, pl.Boolean)):
             return np.full(len(column), UNKNOWN, np.int32)
         if column.dtype == pl.String:

@@ -37,9 +37,12 @@ def _blocks(series: pl.Series, key: bytes) -> np.ndarray:
     blocks = np.zeros((len(series), 2), np.uint64)
     dtype = series.dtype
     if (dtype.is_integer() and dtype != pl.UInt64) or dtype.is_temporal() or dtype == pl.Boolean:
-        numbers = series.to_physical().cast(pl.Int64).fill_null(0)
-        blocks[:, 0] = numbers.to_numpy().astype(np.int64).view(np.uint64)
-        blocks[:, 1] = np.where(series.is_null().to_numpy(), 0, 1)
+        numbers = series.to_physical().cast(pl.Int64)
+        blocks[:, 1] = 1
+        if series.null_count():
+            numbers = numbers.fill_null(0)
+            blocks[:, 1] -= series.is_null().to_numpy()
+        blocks[:, 0] = numbers.to_numpy().astype(np.int64, copy=False).view(np.uint64)
         return blocks
     keyed = hashlib.blake2b(key=key, digest_size=16, person=b"chapbook record")
     out = bytearray()

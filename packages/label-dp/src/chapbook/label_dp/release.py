@@ -34,6 +34,8 @@ from chapbook.label_dp.stream import Source
 # Blocks of so many rows, or prior cells, keep a block's arrays within some tens of megabytes.
 _BLOCK_ROWS = 1 << 15
 _BLOCK_CELLS = 1 << 22
+# The survey reads few columns and keeps none of them: more rows at once, fewer calls.
+_SURVEY_CELLS = 1 << 19
 _EPSILON_BITS = 12
 _PRIOR_NOISE, _FIRST_BLOCK = 0, 1  # which child of the entropy draws what
 
@@ -273,16 +275,18 @@ class Release:
         paid = ledger is not None and any(entry.id == charge for entry in ledger.entries)
         sample = None if request.histogram is None else _Sample(request.histogram.seed)
         wanted = dict.fromkeys((request.label, *request.public_columns(), *identity))
+        block_rows = max(self._block_rows, _SURVEY_CELLS // len(wanted))
         rows, answered = 0, 0
         try:
-            for frame in self._source.blocks(self._block_rows, wanted):
+            for frame in self._source.blocks(block_rows, wanted):
                 _, present = self._labels(frame[request.label], rows)
                 epsilon = self._record_epsilons(frame, rows)
                 if request.histogram is not None and sample is not None:
                     sample.add(features(frame, request.histogram.columns, rows))
                 if records is not None and not paid:
                     each = epsilon[present] + self._prior_epsilon if epsilon.ndim else None
-                    records.add(frame.filter(present).select(identity), each)
+                    here = frame if present.all() else frame.filter(present)
+                    records.add(here.select(identity), each)
                     self._largest = max(self._largest, float(epsilon.max(initial=0)))
                 rows, answered = rows + frame.height, answered + int(present.sum())
             self._surveyed = rows
