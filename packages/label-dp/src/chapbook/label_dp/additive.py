@@ -6,6 +6,7 @@ privacy.
 """
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -13,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from chapbook.core.errors import Error
-from chapbook.label_dp.bins import PrivateValues, check_range, check_values
+from chapbook.label_dp.bins import NumberMechanism, check_range
 from chapbook.label_dp.discrete_laplace import (
     discrete_laplace,
     exponential_coins,
@@ -25,7 +26,7 @@ from chapbook.label_dp.exact import check_epsilon
 
 
 @dataclass(frozen=True)
-class _Grid:
+class _Grid(NumberMechanism):
     """What the mechanisms on a grid have in common.
 
     Args:
@@ -54,46 +55,35 @@ class _Grid:
         return np.linspace(self.low, self.high, self.levels)
 
     @property
+    @abstractmethod
     def rate(self) -> Fraction:
         """The rate of the noise per grid step that is sampled, exactly."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def exact_epsilon(self) -> Fraction:
         """What the sampler spends, exactly: rounding the rate down leaves it at most epsilon."""
-        raise NotImplementedError
 
     def verify(self) -> bool:
         """Whether what the sampler spends is at most epsilon, in exact arithmetic."""
         return 0 < self.exact_epsilon <= Fraction(self.epsilon)
 
-    def privatize(
-        self, values: Float[np.ndarray, " rows"], *, entropy: Entropy | None = None
-    ) -> PrivateValues:
-        """Returns each value with noise, on the grid.
-
-        Args:
-            values: The private numbers; those outside [low, high] are taken for the nearer end.
-            entropy: The source of noise; a fresh one from the operating system if None.
-
-        Raises:
-            Error: If a value is missing or no number (the row is named, the value is not).
-        """
-        entropy = Entropy() if entropy is None else entropy
+    def _randomise(
+        self, values: Float[np.ndarray, " rows"], entropy: Entropy
+    ) -> Float[np.ndarray, " rows"]:
         step = (self.high - self.low) / (self.levels - 1)
-        values = np.clip(check_values(values), self.low, self.high)
-        points = np.rint((values - self.low) / step).astype(np.int64)
-        answers = self._answer(points, entropy)
-        return PrivateValues(self.grid[answers], self.epsilon, type(self).__name__, entropy.seeded)
+        points = np.rint((np.clip(values, self.low, self.high) - self.low) / step)
+        return self.grid[self._answer(points.astype(np.int64), entropy)]
 
+    @abstractmethod
     def transition_matrix(self) -> Float[np.ndarray, "levels levels"]:
         """Returns `Pr[answer | grid point]`, of the exact sampler, rounded to floats."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _answer(
         self, points: Int[np.ndarray, " rows"], entropy: Entropy
     ) -> Int[np.ndarray, " rows"]:
-        raise NotImplementedError
+        """Returns the grid point that each grid point is answered with."""
 
 
 class LaplaceMechanism(_Grid):

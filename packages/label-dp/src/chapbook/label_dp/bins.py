@@ -1,6 +1,7 @@
 """Private numbers: randomised response on the bins that a prior makes best."""
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
@@ -52,8 +53,36 @@ class PrivateValues(NamedTuple):
     seeded: bool
 
 
+class NumberMechanism(ABC):
+    """What randomises private numbers, all at one privacy budget."""
+
+    epsilon: float
+
+    def privatize(
+        self, values: Float[np.ndarray, " rows"], *, entropy: Entropy | None = None
+    ) -> PrivateValues:
+        """Returns each value randomised once.
+
+        Args:
+            values: The private numbers; those outside [low, high] are taken for the nearer end.
+            entropy: The source of noise; a fresh one from the operating system if None.
+
+        Raises:
+            Error: If a value is missing or no number (the row is named, the value is not).
+        """
+        entropy = Entropy() if entropy is None else entropy
+        answers = self._randomise(check_values(values), entropy)
+        return PrivateValues(answers, self.epsilon, type(self).__name__, entropy.seeded)
+
+    @abstractmethod
+    def _randomise(
+        self, values: Float[np.ndarray, " rows"], entropy: Entropy
+    ) -> Float[np.ndarray, " rows"]:
+        """Returns the answers to numbers that have been checked."""
+
+
 @dataclass(frozen=True, eq=False)
-class RROnBins:
+class RROnBins(NumberMechanism):
     """Answers with the value of y's bin with probability `e^eps / (e^eps + k - 1)`, else another.
 
     Made by `RROnBins.fit`, which chooses the bins and their values so that the expected loss is
@@ -114,26 +143,16 @@ class RROnBins:
         edges = (y[inner - 1] + y[inner]) / 2
         return cls(epsilon, edges, outputs, float(y[0]), float(y[-1]), loss, expected)
 
-    def privatize(
-        self, values: Float[np.ndarray, " rows"], *, entropy: Entropy | None = None
-    ) -> PrivateValues:
-        """Returns each value randomised once.
-
-        Args:
-            values: The private numbers; those outside [low, high] are taken for the nearer end.
-            entropy: The source of noise; a fresh one from the operating system if None.
-
-        Raises:
-            Error: If a value is missing or no number (the row is named, the value is not).
-        """
-        entropy = Entropy() if entropy is None else entropy
-        bins = self.bin_of(check_values(values))
+    def _randomise(
+        self, values: Float[np.ndarray, " rows"], entropy: Entropy
+    ) -> Float[np.ndarray, " rows"]:
+        bins = self.bin_of(values)
         weights = response_weights(self.epsilon, len(self.outputs))
         columns = tuple(np.full(len(bins), weight) for weight in weights)
         answers = respond(
             entropy.under(columns[0]), bins, EveryClass(len(self.outputs), len(bins)), columns
         )
-        return PrivateValues(self.outputs[answers], self.epsilon, "RROnBins", entropy.seeded)
+        return self.outputs[answers]
 
     def bin_of(self, values: Float[np.ndarray, " rows"]) -> Int[np.ndarray, " rows"]:
         """Returns the bin of each value."""

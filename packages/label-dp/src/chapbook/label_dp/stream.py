@@ -2,8 +2,6 @@
 
 import difflib
 import hashlib
-import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import polars as pl
 from polars.io.plugins import register_io_source
 
 from chapbook.core.errors import Error, TableError
+from chapbook.core.io import write_atomic
 from chapbook.core.tables import expand, scan_table
 
 WRITERS = (".parquet", ".csv", ".jsonl", ".ndjson", ".ipc", ".arrow", ".feather")
@@ -149,7 +148,7 @@ def write_blocks(
     schema: Mapping[str, pl.DataType],
     metadata: Callable[[], Mapping[str, str]],
 ) -> None:
-    """Writes blocks of rows to a new file as they come, and makes it durable.
+    """Writes blocks of rows to a file as they come: whole and durably, or not at all.
 
     Args:
         path: The file; its suffix names the format.
@@ -167,32 +166,27 @@ def write_blocks(
             raise
 
     lazy = register_io_source(source, schema=dict(schema))
-    suffix = path.suffix.lower()
-    try:
+
+    def sink(part: Path) -> None:
+        suffix = part.suffix.lower()
         if suffix == ".parquet":
             lazy.sink_parquet(
-                path,
+                part,
                 metadata=lambda _: dict(metadata()),
                 maintain_order=True,
                 row_group_size=_GROUP_ROWS,
             )
         elif suffix == ".csv":
-            lazy.sink_csv(path, maintain_order=True)
+            lazy.sink_csv(part, maintain_order=True)
         elif suffix in (".jsonl", ".ndjson"):
-            lazy.sink_ndjson(path, maintain_order=True)
+            lazy.sink_ndjson(part, maintain_order=True)
         elif suffix in (".ipc", ".arrow", ".feather"):
-            lazy.sink_ipc(path, maintain_order=True)
+            lazy.sink_ipc(part, maintain_order=True)
         else:
             raise Error(f"{path}: cannot write {suffix or 'no suffix'}; use {', '.join(WRITERS)}")
-    except Exception as problem:
-        path.unlink(missing_ok=True)
-        if fault:  # what the blocks raised, and not how Polars puts it
-            raise fault[0] from None
-        if cause := re.search(r"\(os error (\d+)\)", str(problem)):
-            raise OSError(int(cause[1]), os.strerror(int(cause[1])), str(path)) from None
-        raise
-    handle = os.open(path, os.O_RDONLY)
+
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        write_atomic(path, sink)
+    except Exception as problem:
+        # What the blocks raised, and not how Polars puts it.
+        raise (fault[0] if fault else problem) from None
