@@ -23,9 +23,9 @@ from chapbook.label_dp.support import (
 )
 from chapbook.label_dp.verify import Proof, prove, prove_answers
 
-# Blocks of at most this many probabilities and records stay in the cache.
+# Blocks of at most this many probabilities and records: long enough that the calls cost little.
 _BLOCK_CELLS = 1 << 21
-_BLOCK_ROWS = 1 << 13
+_BLOCK_ROWS = 1 << 14
 # Up to this many classes `verify` writes out the whole matrix, whose size is their square.
 _WHOLE_MATRIX = 1 << 10
 

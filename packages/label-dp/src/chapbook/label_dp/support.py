@@ -273,13 +273,17 @@ def optimal_support(
 
 
 def _few_best(prior: np.ndarray, t: np.ndarray) -> FewClasses:
-    t = t.astype(prior.dtype)
-    total, divisor, best = np.zeros_like(t), np.ones_like(t), np.zeros_like(t)
+    each = t.astype(prior.dtype)
+    # One t for all needs one divisor for all.
+    step = each[:1] if (each == each[0]).all() else each
+    total, best, divisor = np.zeros_like(each), np.zeros_like(each), np.ones_like(step)
+    ratio = np.empty_like(each)
     for column in _descending(prior):
         total += column
-        np.maximum(best, total / divisor, out=best)
-        divisor += t
-    members = prior > np.where(t == 0, -1, t * best)
+        np.maximum(best, np.divide(total, divisor, out=ratio), out=best)
+        divisor += step
+    np.multiply(best, step, out=best)
+    members = prior > np.where(step == 0, -1, best)
     support = FewClasses.of(members)
     empty = np.flatnonzero(support.upto[-1] == 0)
     if not empty.size:
