@@ -79,7 +79,7 @@ def compare(width, batch_size, on_nan):
         "params_and_optimizer": size,
         "plain": hand(norm=False, guard=False),
         "same_work": hand(norm=True, guard=on_nan == "skip"),
-        "fit": account(ours.memory),
+        "fit": account(ours.compiled.memory_analysis()),
     }
 
 

@@ -52,13 +52,11 @@ class Checkpoints(AbstractContextManager):
         kept: list[Any] = [policies.LatestN(keep)]
         if keep_every is not None:
             kept.append(policies.EveryNSteps(keep_every))
-        due = None
-        if every_minutes is not None:
-            seconds = round(60 * every_minutes)
-            due = policies.ContinuousCheckpointingPolicy(minimum_interval_secs=seconds)
+        seconds = None if every_minutes is None else round(60 * every_minutes)
+        due = policies.ContinuousCheckpointingPolicy(minimum_interval_secs=seconds)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(kept),
-            save_decision_policy=due,
+            save_decision_policy=None if seconds is None else due,
             cleanup_tmp_directories=True,
         )
         handlers = {"state": ocp.PyTreeCheckpointHandler(), "extra": ocp.JsonCheckpointHandler()}
@@ -174,10 +172,6 @@ class Checkpoints(AbstractContextManager):
     def latest(self) -> int | None:
         """Returns the latest saved step, if there is any."""
         return max(self.steps(), default=None)
-
-    def reached_preemption(self, step: int) -> bool:
-        """Returns whether the machine is to be taken away; all processes agree on the step."""
-        return self._manager.reached_preemption(step)
 
     def wait(self) -> None:
         """Waits until the last save is on disk; raises what went wrong with it."""

@@ -83,25 +83,21 @@ class Log:
         self._console = Console(stderr=True, quiet=quiet or not writer, soft_wrap=True)
         self._live: Live | None = None
 
-    def add(self, step: int, values: jax.Array, position: Any = None) -> list[dict[str, Any]]:
-        """Takes one step's metrics.
+    def add(self, step: int, values: jax.Array, position: Any = None) -> None:
+        """Takes one step's metrics; at the end of a window, writes the row of the one before.
 
         Args:
             step: The step, counted from 1.
             values: Its vector, as a compiled step returns it.
             position: The data's state after its batch.
-
-        Returns:
-            The rows that were written: those of the windows before the one that this step ends.
         """
         self._on_device.append((step, values, position))
         self._last = (step, position)
         self._count += 1
         self._timed += not self._pauses
-        if step % self.every:
-            return []
-        self.close_window()
-        return self._write(len(self._closed) - 1)
+        if step % self.every == 0:
+            self.close_window()
+            self._write(len(self._closed) - 1)
 
     def close_window(self) -> None:
         """Ends the window at the last step; what is added later is of the next."""
@@ -131,11 +127,10 @@ class Log:
             self._closed.append(({"step": self._last[0]}, 0))
         self._closed[-1][0].update(values)
 
-    def flush(self) -> list[dict[str, Any]]:
-        """Fetches all that was added, and writes and returns the rows of the windows closed."""
-        rows = self._write(len(self._closed))
+    def flush(self) -> None:
+        """Fetches all that was added, and writes the rows of the windows closed."""
+        self._write(len(self._closed))
         self._fetch(len(self._on_device))
-        return rows
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
@@ -185,34 +180,28 @@ class Log:
             if self.watch:
                 self.watch(step, dict(zip(self.names, values, strict=True)), position)
 
-    def _write(self, count: int) -> list[dict[str, Any]]:
-        rows = []
+    def _write(self, count: int) -> None:
         for _ in range(count):
             row, steps = self._closed.popleft()
             self._fetch(max(steps - len(self._fetched), 0))
             window, self._fetched = self._fetched[:steps], self._fetched[steps:]
             row = {"step": row.pop("step"), **(self._means(window) if steps else {}), **row}
-            rows.append({name: _finite(value) for name, value in row.items()})
+            row = {name: _finite(value) for name, value in row.items()}
+            self.rows.append(row)
             if self.run:
-                self.run.log(rows[-1])
-            self._show(rows[-1])
-        self.rows += rows
-        return rows
+                self.run.log(row)
+            self._show(row)
 
     def _means(self, window: list[list[float]]) -> dict[str, Any]:
         values = dict(zip(self.names, np.asarray(window, np.float64).T, strict=True))
         weight = values.pop("weight", np.ones(len(window)))
-        ok = values.pop("ok", np.ones(len(window))) > 0
-        row: dict[str, Any] = {}
-        for name, column in values.items():
-            if name == "skipped":
-                row[name] = int(column[-1])
-            elif name == "learning_rate":
-                row[name] = column[-1]
-            elif np.sum(weight[ok]) > 0:
-                row[name] = float(np.average(column[ok], weights=weight[ok]))
-            else:
-                row[name] = None
+        kept = (weight > 0) & (values.pop("ok", weight) > 0)
+        row: dict[str, Any] = dict.fromkeys(values)
+        if kept.any():
+            row |= {n: float(np.average(v[kept], weights=weight[kept])) for n, v in values.items()}
+        for name, kind in (("skipped", int), ("learning_rate", float)):
+            if name in values:
+                row[name] = kind(values[name][-1])
         return row
 
     def _show(self, row: dict[str, Any]) -> None:

@@ -57,14 +57,9 @@ class Policy:
 
 def cast(tree: PyTree, dtype: Any) -> PyTree:
     """Casts the floating arrays of a tree, and leaves all else as it is."""
-    return jax.tree.map(
-        lambda leaf: (
-            leaf.astype(dtype)
-            if eqx.is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating)
-            else leaf
-        ),
-        tree,
-    )
+    floating, rest = eqx.partition(tree, eqx.is_inexact_array)
+    floating = jax.tree.map(lambda x: x if jnp.iscomplexobj(x) else x.astype(dtype), floating)
+    return eqx.combine(floating, rest)
 
 
 class State(NamedTuple):
@@ -126,59 +121,48 @@ def update(
         return value.astype(policy.output), (extra, weight, aux)
 
     def gradient(params: PyTree, *rest: Any) -> Any:
-        (value, (extra, weight, aux)), grads = jax.value_and_grad(objective, has_aux=True)(
-            params, *rest
-        )
+        found = jax.value_and_grad(objective, has_aux=True)(params, *rest)
+        (value, (extra, weight, aux)), grads = found
         return extra, weight, (value.astype(jnp.float32), aux, grads)
+
+    def pinned(sums: Any) -> Any:
+        return (
+            sums if plan is None else (*sums[:2], jax.lax.with_sharding_constraint(sums[2], plan))
+        )
 
     def accumulated(params: PyTree, frozen: PyTree, extra: PyTree, batch: Batch, key: Array) -> Any:
         def one(carry: Any, part: Any) -> tuple[Any, None]:
-            extra, total, sums = carry
-            index, micro = part
-            extra, weight, values = gradient(
-                params, frozen, extra, micro, jax.random.fold_in(key, index)
-            )
+            (extra, total, sums), (index, micro) = carry, part
+            key_of = jax.random.fold_in(key, index)
+            extra, weight, values = gradient(params, frozen, extra, micro, key_of)
             # A microbatch of padding alone has weight 0 and often a loss of 0 / 0.
-            sums = jax.tree.map(
-                lambda s, v: s + jnp.where(weight > 0, weight * v.astype(jnp.float32), 0),
-                sums,
-                values,
+            values = jax.tree.map(
+                lambda v: jnp.where(weight > 0, weight * v.astype(jnp.float32), 0), values
             )
-            return (extra, total + weight, pinned(sums)), None
-
-        def pinned(sums: Any) -> Any:
-            if plan is None:
-                return sums
-            return *sums[:2], jax.lax.with_sharding_constraint(sums[2], plan)
+            return (extra, total + weight, pinned(jax.tree.map(jnp.add, sums, values))), None
 
         parts = jax.tree.map(lambda x: _microbatches(x, accumulate), batch)
         first = jax.tree.map(lambda x: x[0], parts)
         shapes = jax.eval_shape(gradient, params, frozen, extra, first, key)[2]
         zeros = pinned(jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes))
-        (extra, total, sums), _ = jax.lax.scan(
-            one, (extra, jnp.float32(0), zeros), (jnp.arange(accumulate), parts)
-        )
+        start = (extra, jnp.float32(0), zeros)
+        (extra, total, sums), _ = jax.lax.scan(one, start, (jnp.arange(accumulate), parts))
         value, aux, grads = jax.tree.map(lambda s: s / total, sums)
-        grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
-        return extra, total, (value, aux, grads)
+        return extra, total, (value, aux, optax.tree.cast_like(grads, params))
 
     def step(state: State, constants: Any, batch: Batch) -> tuple[State, Metrics]:
         frozen, key_data = constants
-        key = jax.random.wrap_key_data(key_data, impl=key_impl)
-        key = jax.random.fold_in(key, state.step)
+        key = jax.random.fold_in(jax.random.wrap_key_data(key_data, impl=key_impl), state.step)
+        inputs = (state.params, frozen, state.extra, batch)
         if accumulate == 1:
-            extra, weight, (value, aux, grads) = gradient(
-                state.params, frozen, state.extra, batch, jax.random.fold_in(key, 0)
-            )
+            found = gradient(*inputs, jax.random.fold_in(key, 0))
         else:
-            extra, weight, (value, aux, grads) = accumulated(
-                state.params, frozen, state.extra, batch, key
-            )
+            found = accumulated(*inputs, key)
+        extra, weight, (value, aux, grads) = found
         norm = optax.tree.norm(grads)
         updates, opt = optimizer.update(grads, state.optimizer, state.params, value=value)
-        new = State(
-            eqx.apply_updates(state.params, updates), opt, extra, state.step + 1, state.skipped
-        )
+        params = eqx.apply_updates(state.params, updates)
+        new = State(params, opt, extra, state.step + 1, state.skipped)
         ok = jnp.bool_(True)
         if on_nan != "off":
             ok = jnp.isfinite(value) & jnp.isfinite(norm)
@@ -200,41 +184,43 @@ def update(
 
 def _microbatches(x: Array, count: int) -> Array:
     if x.ndim == 0 or x.shape[0] % count:
-        raise Error(
-            f"an array of shape {x.shape} in the batch does not split into accumulate={count}"
-        )
+        told = f"an array of shape {x.shape} in the batch does not split into"
+        raise Error(f"{told} accumulate={count}")
     # Each microbatch takes every count-th row, so that all of its rows stay on their devices; a
     # plain reshape to [count, rows] would move the batch between devices.
     split = x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)
     return constrain(split, None, "batch", *[None] * (x.ndim - 1))
 
 
+@dataclasses.dataclass
 class Step:
     """A compiled step and the state that it advances in place. Made by `compile_step`.
 
     Attributes:
+        compiled: The program: `compiled.as_text()`, `compiled.memory_analysis()`, ...
         names: Of the metrics, in the order of the vector that a call returns.
         seconds: That compiling took.
         flops: Of one step on all devices, or None if the compiler's count is not to be trusted.
         recomputes: Whether `flops` holds recomputation of activations.
-        memory: XLA's account of one device: `argument_size_in_bytes`, `alias_size_in_bytes`, ...
+        ahead: Steps that may be dispatched and not yet done.
     """
 
-    def __init__(self, compiled: Any, structure: Any, leaves: list, constants: list, ahead: int):
-        self._compiled, self._structure, self._ahead = compiled, structure, ahead
-        self._leaves, self._constants = leaves, constants
-        self._running: deque[Array] = deque()
-        self.names: tuple[str, ...] = ()
-        self.seconds = 0.0
-        self.flops: float | None = None
-        self.recomputes = False
-        self.memory = compiled.memory_analysis()
+    compiled: Any
+    names: tuple[str, ...]
+    seconds: float
+    flops: float | None
+    recomputes: bool
+    ahead: int
+    _structure: Any
+    _leaves: list
+    _constants: list
+    _running: deque[Array] = dataclasses.field(default_factory=deque)
 
     def __call__(self, batch: Any) -> Float[Array, " metrics"]:
         """Advances the state by one batch and returns the metrics, still on the device."""
-        if len(self._running) == self._ahead:
+        if len(self._running) == self.ahead:
             self._running.popleft().block_until_ready()
-        self._leaves, values = self._compiled(self._leaves, self._constants, batch)
+        self._leaves, values = self.compiled(self._leaves, self._constants, batch)
         self._running.append(values)
         return values
 
@@ -251,11 +237,6 @@ class Step:
     @state.setter
     def state(self, state: Any) -> None:
         self._leaves = self._structure.flatten_up_to(state)
-
-    @property
-    def hlo(self) -> str:
-        """The compiled program as text."""
-        return self._compiled.as_text()
 
 
 def compile_step(
@@ -295,27 +276,25 @@ def compile_step(
     first = placed[0]
     whole = NamedSharding(first.mesh, PartitionSpec()) if isinstance(first, NamedSharding) else None
     start = time.perf_counter()
-    traced = jax.jit(flat, donate_argnums=0, out_shardings=(placed, whole)).trace(
-        leaves, fixed, batch
-    )
+    program = jax.jit(flat, donate_argnums=0, out_shardings=(placed, whole))
+    traced = program.trace(leaves, fixed, batch)
     compiled = traced.lower().compile()
-    devices = first.device_set
+    seconds = time.perf_counter() - start
     device = next(iter(first.addressable_devices))
+    limit = memory or (device.memory_stats() or {}).get("bytes_limit")
+    if limit and (needs := compiled.memory_analysis()):
+        _check_memory(needs, limit)
+    primitives, flops = set(_primitives(traced.jaxpr.jaxpr)), None
+    # XLA counts the body of a loop once, however often it runs.
+    if not primitives & {"scan", "while"}:
+        counted = compiled.cost_analysis() or {}
+        flops = counted.get("flops", math.nan) * len(first.device_set)
+    recomputes = bool(primitives & {"remat2", "remat", "checkpoint"})
     # Several programs at once on simulated devices wait for each other's threads in collectives and
     # abort the process. Elsewhere a second step may wait its turn while the first runs; more would
     # only hold more batches.
-    ahead = 1 if device.platform == "cpu" and len(devices) > 1 else 2
-    step = Step(compiled, structure, leaves, fixed, ahead)
-    step.names, step.seconds = names, time.perf_counter() - start
-    primitives = set(_primitives(traced.jaxpr.jaxpr))
-    step.recomputes = bool(primitives & {"remat2", "remat", "checkpoint"})
-    # XLA counts the body of a loop once, however often it runs.
-    if not primitives & {"scan", "while"}:
-        step.flops = (compiled.cost_analysis() or {}).get("flops", math.nan) * len(devices)
-    limit = memory or (device.memory_stats() or {}).get("bytes_limit")
-    if step.memory and limit:
-        _check_memory(step.memory, limit)
-    return step
+    ahead = 1 if device.platform == "cpu" and len(first.device_set) > 1 else 2
+    return Step(compiled, names, seconds, flops, recomputes, ahead, structure, leaves, fixed)
 
 
 def _strong(x: Any) -> Array:
@@ -325,19 +304,16 @@ def _strong(x: Any) -> Array:
 
 
 def _check_form(old: PyTree, new: PyTree) -> None:
-    if jax.tree.structure(old) != jax.tree.structure(new):
-        raise Error(
-            f"a step changes the structure of the state from {jax.tree.structure(old)} "
-            f"to {jax.tree.structure(new)}"
-        )
-    for (path, was), now in zip(
+    was, now = jax.tree.structure(old), jax.tree.structure(new)
+    if was != now:
+        raise Error(f"a step changes the structure of the state from {was} to {now}")
+    for (path, a), b in zip(
         jax.tree_util.tree_leaves_with_path(old), jax.tree.leaves(new), strict=True
     ):
-        if (was.shape, was.dtype) != (jnp.shape(now), jnp.result_type(now)):
-            raise Error(
-                f"a step changes state{jax.tree_util.keystr(path)} from {was.dtype}"
-                f"{list(was.shape)} to {jnp.result_type(now)}{list(jnp.shape(now))}"
-            )
+        was, now = (f"{jnp.result_type(x)}{list(jnp.shape(x))}" for x in (a, b))
+        if was != now:
+            where = jax.tree_util.keystr(path)
+            raise Error(f"a step changes state{where} from {was} to {now}")
 
 
 def _check_memory(needs: Any, limit: int) -> None:

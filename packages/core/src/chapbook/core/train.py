@@ -12,6 +12,7 @@ import os
 import signal
 import statistics
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -202,7 +203,11 @@ def fit(
 
         data = stack.enter_context(_placed(batches, mesh, rules))
         guard = _Guard(on_nan, nan_limit, spike, run)
-        keeper = stack.enter_context(_Keeper(run, keep, stop, data, guard))
+        keeper = _Keeper(run, stop, data, guard)
+        if run:
+            keeper.rolling = stack.enter_context(Checkpoints(run.checkpoints, keep))
+        if run and stop:
+            keeper.apart = stack.enter_context(Checkpoints(run.path / "best", keep=1))
         state, log_state = keeper.resume(
             _first_state(params, plan, optimizer, extra, replicated(mesh)), steps
         )
@@ -298,19 +303,19 @@ class _Guard:
         self.on_nan, self.limit, self.spike, self.run = on_nan, limit, spike, run
         self.bad: str | None = None
         self.streak = self.since = self.rewinds = 0
-        self.losses: list[float] = []
+        self.losses: deque[float] = deque(maxlen=100)
 
     def see(self, step: int, values: dict[str, float], position: Any) -> None:
         if self.bad and self.on_nan == "stop":
             return
         loss = values["loss"]
         usual = statistics.median(self.losses) if len(self.losses) >= 20 else math.inf
-        kind = "spike" if values["ok"] else "skipped"
-        if kind == "spike" and not (self.spike and loss > self.spike * usual):
+        if values["ok"] and not (self.spike and loss > self.spike * usual):
             self.streak = 0
             if self.spike:
-                self.losses = [*self.losses, loss][-100:]
+                self.losses.append(loss)
             return
+        kind = "spike" if values["ok"] else "skipped"
         if self.run:
             if isinstance(position, dict):
                 position = {k: v for k, v in position.items() if k != "fingerprint"}
@@ -326,30 +331,23 @@ class _Guard:
             self.bad = f"{self.streak} updates in a row were not finite"
 
     def get_state(self) -> dict[str, Any]:
-        names = ("bad", "streak", "since", "rewinds", "losses")
-        return {name: getattr(self, name) for name in names}
+        names = ("bad", "streak", "since", "rewinds")
+        return {name: getattr(self, name) for name in names} | {"losses": [*self.losses]}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         vars(self).update(state)
+        self.losses = deque(state["losses"], maxlen=100)
 
 
 class _Keeper:
     """What outlives a kill: checkpoints, and all that is saved with the arrays."""
 
-    def __init__(self, run: Run | None, keep: int, stop: Stop | None, data: Placed, guard: _Guard):
+    def __init__(self, run: Run | None, stop: Stop | None, data: Placed, guard: _Guard):
         self.run, self.stop, self.data, self.guard = run, stop, data, guard
-        self.rolling = Checkpoints(run.checkpoints, keep) if run else None
-        self.apart = Checkpoints(run.path / "best", keep=1) if run and stop else None
+        self.rolling: Checkpoints | None = None
+        self.apart: Checkpoints | None = None
         self.score: dict[str, Any] = {"value": None, "step": None, "worse": 0}
         self.best: Any = None
-
-    def __enter__(self) -> "_Keeper":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for checkpoints in (self.rolling, self.apart):
-            if checkpoints:
-                checkpoints.close()
 
     @property
     def exhausted(self) -> bool:
@@ -357,12 +355,10 @@ class _Keeper:
 
     def resume(self, state: State, steps: int) -> tuple[State, dict[str, Any]]:
         """Returns the state of the latest checkpoint, or the first one, and the log's."""
-        first = {"seconds": 0.0, "open": []}
-        if not self.rolling or not self.run:
-            return state, first
-        if self.rolling.latest() is None:
-            self.run.cut(0)
-            return state, first
+        if not self.rolling or not self.run or self.rolling.latest() is None:
+            if self.run:
+                self.run.cut(0)
+            return state, {"seconds": 0.0, "open": []}
         state, saved = self._load(self.rolling, state, None)
         step = int(state.step)
         self.run.cut(step)
@@ -501,13 +497,9 @@ def _placed(batches: Any, mesh: Mesh, rules: Rules) -> Iterator[Placed]:
 
 @contextlib.contextmanager
 def _tracing(program: Step, log: Log, run: Run) -> Iterator[None]:
-    with log.pause():
-        jax.profiler.start_trace(run.path / "profile")
-        try:
-            yield
-        finally:
-            program.wait()
-            jax.profiler.stop_trace()
+    with log.pause(), jax.profiler.trace(run.path / "profile"):
+        yield
+        program.wait()
     log.say(f"profile in {run.path / 'profile'}")
 
 
@@ -534,14 +526,14 @@ def _split(
     else:
         whole = shardings(eqx.filter(model, eqx.is_array), mesh, rules, patterns)
 
-    def put(part: PyTree) -> tuple[PyTree, PyTree]:
-        plan = jax.tree.map(
+    def planned(part: PyTree) -> PyTree:
+        return jax.tree.map(
             lambda x, s: None if x is None else s, part, whole, is_leaf=lambda x: x is None
         )
-        return jax.tree.map(_put, part, plan), plan
 
-    params, plan = put(cast(params, policy.param))
-    return params, put(frozen)[0], static, plan
+    plan = planned(params)
+    params = jax.tree.map(_put, cast(params, policy.param), plan)
+    return params, jax.tree.map(_put, frozen, planned(frozen)), static, plan
 
 
 def _first_state(
@@ -575,20 +567,16 @@ def _copy(tree: PyTree) -> PyTree:
 
 
 def _counts(batch: Mapping[str, Any], units: int | None) -> dict[str, int]:
-    counts = {"examples": len(jax.tree.leaves(batch)[0])}
-    if units or "tokens" in batch:
-        counts["tokens"] = units or batch["tokens"].size
-    return counts
+    tokens = units or getattr(batch.get("tokens"), "size", None)
+    return {"examples": len(jax.tree.leaves(batch)[0])} | ({"tokens": tokens} if tokens else {})
 
 
 def _ideal(program: Step, flops: float | None, mesh: Mesh) -> dict[str, float]:
     """Returns the seconds of a step at the devices' peak, under the name of the utilisation."""
     peak = peak_flops(mesh.devices.flat[0].device_kind)
     work = flops or program.flops
-    if not peak or not work:
-        return {}
     name = "hfu" if flops is None and program.recomputes else "mfu"
-    return {name: work / (peak * mesh.size)}
+    return {name: work / (peak * mesh.size)} if peak and work else {}
 
 
 def _facts(program: Step, mesh: Mesh) -> dict[str, Any]:
@@ -652,26 +640,18 @@ def mean_over(
 
         return {name: pair(value) for name, value in values.items()}
 
-    @eqx.filter_jit
-    def add_batch(sums: dict[str, Array], *inputs: Any) -> dict[str, Array]:
-        return jax.tree.map(jnp.add, sums, pairs(*inputs))
+    compiled = eqx.filter_jit(pairs)
 
     def evaluate(model: PyTree, key: Array, *extra: Any) -> dict[str, float]:
-        on = mesh or mesh_of("auto")
-        sums = None
+        on, found = mesh or mesh_of("auto"), []
         with use(on, rules), place(batches, on, rules) as data:
             for index, batch in enumerate(data):
-                inputs = (model, batch, jax.random.fold_in(key, index), extra)
-                if sums is None:
-                    shapes = eqx.filter_eval_shape(pairs, *inputs)
-                    sums = jax.tree.map(
-                        lambda x: _put(np.zeros(x.shape, x.dtype), replicated(on)), shapes
-                    )
-                sums = add_batch(sums, *inputs)
+                found.append(compiled(model, batch, jax.random.fold_in(key, index), extra))
                 if on.devices.flat[0].platform == "cpu":
-                    jax.block_until_ready(sums)  # see Step: one program in flight at most
-        if sums is None:
+                    jax.block_until_ready(found[-1])  # see Step: one program in flight at most
+        if not found:
             raise Error("mean_over: the data holds no batch")
+        sums = jax.tree.map(lambda *x: np.sum(x, 0, np.float64), *jax.device_get(found))
         return {name: float(total / weight) for name, (total, weight) in sums.items()}
 
     return evaluate
