@@ -21,8 +21,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
+from chapbook.fast_wordpiece import train_vocab
 from chapbook.fast_wordpiece.settings import SPECIAL_TOKENS
-from chapbook.fast_wordpiece.train import train_vocab
 
 sys.path.append(str(Path(__file__).parents[3] / "tools"))
 from benchmark import interleaved, medians, report, seconds

@@ -116,7 +116,7 @@ void bind_train(nb::module_& m) {
 
   m.def(
       "train_bpe",
-      [](const Counter& counter, const std::vector<std::string>& paths, size_t vocab_size,
+      [](Counter& counter, const std::vector<std::string>& paths, size_t vocab_size,
          uint64_t min_frequency, const std::vector<std::string>& special_tokens,
          size_t limit_alphabet, const std::string& initial_alphabet, const std::string& mark,
          nb::callable progress) {
@@ -126,9 +126,12 @@ void bind_train(nb::module_& m) {
         chapbook::Trained trained;
         chapbook::WordList words;
         unlocked([&] {
-          chapbook::CountsSources sources = open_all(paths);
-          for (auto& source : counter.counts.sources(Poll())) sources.push_back(std::move(source));
-          chapbook::merge_counts(sources, words, Poll());
+          {
+            chapbook::CountsSources sources = counter.counts.sources(Poll());
+            for (auto& file : open_all(paths)) sources.push_back(std::move(file));
+            chapbook::merge_counts(sources, words, Poll());
+          }
+          counter.counts.clear();  // The merges need the memory.
           trained = chapbook::train_bpe(words, options, Poll(progress));
         });
         return nb::make_tuple(trained.pieces, trained.special_tokens, trained.alphabet,

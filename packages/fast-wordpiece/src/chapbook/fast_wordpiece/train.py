@@ -59,7 +59,7 @@ def train_vocab(
 
     The words are counted exactly and the result does not depend on the number of threads, on the
     memory budget or on where a run was interrupted. The merges hold every distinct word in memory,
-    some 250 bytes each.
+    some 400 bytes each.
 
     Args:
         texts: The texts. Either these or `files`.
