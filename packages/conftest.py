@@ -37,10 +37,10 @@ def pytest_configure(config: pytest.Config) -> None:
 def _checker() -> Callable:
     """Returns a decorator that checks every call; any number of NumPy counts as one of Python."""
     import numpy as np
-    from beartype import BeartypeConf, BeartypeHintOverrides, beartype
+    from beartype import BeartypeConf, FrozenDict, beartype
 
     numbers = {int: int | np.integer, float: float | int | np.number}
-    overrides = BeartypeHintOverrides(numbers)  # pyright: ignore[reportCallIssue]
+    overrides = FrozenDict(numbers)
     return beartype(conf=BeartypeConf(hint_overrides=overrides))
 
 

@@ -32,7 +32,7 @@ def main() -> None:
     """Runs all sides in turn, prints them and writes the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--records", type=int, default=20_000)
-    parser.add_argument("--steps", type=int, default=1_000)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--dp-sgd-steps", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()

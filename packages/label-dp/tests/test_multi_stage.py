@@ -371,8 +371,9 @@ def _kill_test(kind, folder, kills):
     return killed
 
 
-def test_a_run_killed_at_twenty_points_ends_alike_and_draws_nothing_twice(tmp_path):
-    _kill_test("simple", tmp_path, 20)
+@pytest.mark.parametrize("kills", [6, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_run_killed_at_random_points_ends_alike_and_draws_nothing_twice(tmp_path, kills):
+    _kill_test("simple", tmp_path, kills)
 
 
 @pytest.mark.slow
