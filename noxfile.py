@@ -160,7 +160,8 @@ def install(session: nox.Session, *groups: str) -> None:
     options = [f"--with={group}" for group in groups]
     export = ("export", "--without-hashes", *options, "--output", str(requirements))
     session.run(*POETRY, *export, external=True, silent=True)
-    session.install("-r", str(requirements))
+    # Dozens of short processes import all of it, some where Python may not write compiled files.
+    session.install("-r", str(requirements), env={"UV_COMPILE_BYTECODE": "1"})
 
 
 def arguments(session: nox.Session) -> tuple[list[str], list[str]]:
