@@ -113,7 +113,18 @@ def build(session: nox.Session) -> None:
     shutil.rmtree(ROOT / "dist", ignore_errors=True)
     # Every wheel needs core's, so core is always built.
     for name in sorted({"core", *(names or PACKAGES)}):
-        session.run(*POETRY, "build", "--output", str(ROOT / "dist"), "-P", f"packages/{name}")
+        folder, dist = f"packages/{name}", str(ROOT / "dist")
+        if not (ROOT / folder / "CMakeLists.txt").exists():
+            session.run(*POETRY, "build", "--output", dist, "-P", folder)
+            continue
+        # A compiled package: the sdist, and from it a wheel for Python 3.11 and one for the stable
+        # ABI of 3.12 and newer, as far as these are here.
+        session.run(*UV, "build", "--sdist", "--out-dir", dist, folder)
+        (sdist,) = (ROOT / "dist").glob(f"chapbook_{name.replace('-', '_')}-*.tar.gz")
+        for version in PYTHONS:
+            find = (*UV, "python", "find", "--no-python-downloads", "--no-project", version)
+            if subprocess.run(find, capture_output=True).returncode == 0:
+                session.run(*UV, "build", "--wheel", "--python", version, "-o", dist, str(sdist))
     session.run(sys.executable, "tools/check_wheels.py", *(names or PACKAGES))
 
 
@@ -149,6 +160,8 @@ def affected(session: nox.Session) -> None:
     for name in ("types", "tests", "build"):
         session.notify(name, names)
 
+
+UV = (sys.executable, "-m", "uv")
 
 # Poetry of the environment that nox made for this file, so that none need be on the PATH.
 POETRY = (sys.executable, "-m", "poetry", "--no-interaction")

@@ -52,10 +52,9 @@ def main() -> None:
     pythons = present_pythons()
     print(f"{'package':<20} {'python':<8} {'import, CPU s':>14} {'--help, CPU s':>14}")
     for name in names:
-        wheel = wheel_of(name)
-        entry = check_contents(name, wheel)
+        entries = [check_contents(name, wheel) for wheel in wheels_of(name)]
         for python in pythons:
-            check_alone(name, wheel, entry, python)
+            check_alone(name, entries[0], python)
 
 
 def present_pythons() -> list[str]:
@@ -71,12 +70,22 @@ def present_pythons() -> list[str]:
     return [found[0], found[-1]] if len(found) > 1 else found
 
 
-def wheel_of(name: str) -> Path:
-    """Returns the one wheel of a package in dist/."""
-    wheels = list(DIST.glob(f"chapbook_{name.replace('-', '_')}-*.whl"))
-    if len(wheels) != 1:
-        sys.exit(f"error: dist/ holds {len(wheels)} wheels of {name}, not 1; run nox -s build")
-    return wheels[0]
+def wheels_of(name: str) -> list[Path]:
+    """Returns the wheels of a package in dist/: one, or one per ABI where it is compiled."""
+    wheels = sorted(DIST.glob(f"chapbook_{name.replace('-', '_')}-*.whl"))
+    if not wheels or len({wheel.name.split("-")[1] for wheel in wheels}) > 1:
+        sys.exit(f"error: dist/ holds {len(wheels)} wheels of {name}; run nox -s build")
+    return wheels
+
+
+def wheel_for(name: str, version: tuple[int, int]) -> Path:
+    """Returns the wheel of a package that a Python of this version installs."""
+    for wheel in wheels_of(name):
+        python, abi = wheel.stem.split("-")[2:4]
+        minor = int(python.removeprefix("cp3")) if python.startswith("cp3") else 0
+        if python == "py3" or minor == version[1] or (abi == "abi3" and minor <= version[1]):
+            return wheel
+    sys.exit(f"error: dist/ holds no wheel of {name} for Python {version[0]}.{version[1]}")
 
 
 def check_contents(name: str, wheel: Path) -> str | None:
@@ -101,14 +110,18 @@ def check_contents(name: str, wheel: Path) -> str | None:
     return entry[1] if entry else None
 
 
-def check_alone(name: str, wheel: Path, entry: str | None, python: str) -> None:
+def check_alone(name: str, entry: str | None, python: str) -> None:
     """Installs one wheel, with core's, into a clean environment and tries it there."""
     with tempfile.TemporaryDirectory() as folder:
         uv = [sys.executable, "-m", "uv"]
         run([*uv, "venv", "--quiet", "--python", python, folder])
         inside = str(Path(folder) / ("Scripts" if sys.platform == "win32" else "bin") / "python")
+        major, minor = run(
+            [inside, "-c", "import sys; print(*sys.version_info[:2])"]
+        ).stdout.split()
+        version = (int(major), int(minor))
         # Core's own wheel, not a release of it: this pair is what will be published.
-        wheels = {str(wheel), str(wheel_of("core"))}
+        wheels = {str(wheel_for(each, version)) for each in (name, "core")}
         run([*uv, "pip", "install", "--quiet", "--python", inside, *sorted(wheels)])
         listed = json.loads(run([*uv, "pip", "list", "--format=json", "-p", inside]).stdout)
         houses = {each["name"] for each in listed if each["name"].startswith("chapbook-")}
@@ -123,8 +136,7 @@ def check_alone(name: str, wheel: Path, entry: str | None, python: str) -> None:
         # The first import also compiled every file; the second is what a user waits for.
         seconds, _ = json.loads(run([inside, "-c", IMPORT, ",".join(HEAVY), *modules]).stdout)
         cost = check_help(name, inside, entry) if entry else ""
-        version = run([inside, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]).stdout
-        print(f"{name:<20} {version.strip():<8} {seconds:>14.2f} {cost:>14}", flush=True)
+        print(f"{name:<20} {major}.{minor:<6} {seconds:>14.2f} {cost:>14}", flush=True)
 
 
 def check_help(name: str, python: str, entry: str) -> str:
