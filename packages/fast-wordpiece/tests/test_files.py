@@ -171,6 +171,31 @@ def test_bert_processing_is_the_template_of_bert(tmp_path):
     assert read(saved(tmp_path, document)).template == Settings.bert(VOCAB).template
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "named"),
+    [
+        ("model.vocab", {**VOCAB, "\u0120a": 20}, r"'Ġa'"),
+        ("added_tokens[0].normalized", True, r"'\[MASK\]'"),
+        ("post_processor.add_prefix_space", True, r"'\[MASK\]'"),
+    ],
+)
+def test_offsets_that_would_be_trimmed_otherwise_are_refused(tmp_path, place, value, named):
+    roberta = {
+        "type": "RobertaProcessing",
+        "sep": ["[SEP]", 3],
+        "cls": ["[CLS]", 2],
+        "trim_offsets": True,
+        "add_prefix_space": False,
+    }
+    document = changed("post_processor", roberta)
+    document = changed("added_tokens", document["added_tokens"][:1], document)
+    template = read(saved(tmp_path, document)).template
+    assert template is not None
+    assert template.trim_offsets
+    with pytest.raises(UnsupportedTokenizerError, match=f"trim_offsets is true.* token {named}"):
+        read(saved(tmp_path, changed(place, value, document)))
+
+
 def test_ids_of_the_vocabulary_may_have_gaps(tmp_path):
     document = changed("model.vocab", {"[CLS]": 2, "[SEP]": 3, "x": 70})
     settings = read(saved(tmp_path, changed("added_tokens", [], document)))
@@ -456,6 +481,7 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
         replace(SETTINGS, template=None, truncation=None, padding=None, added_tokens=()),
         replace(
             SETTINGS,
+            added_tokens=SETTINGS.added_tokens[:1],
             template=Template(
                 (("[CLS]", (2,), 0), ("A", 0), ("[SEP]", (3,), 0)),
                 (

@@ -92,7 +92,9 @@ def decode(
     """Joins pieces to a text, exactly as Hugging Face's WordPiece decoder does.
 
     A space comes before every piece without the mark, except the first; the mark is dropped from
-    every piece except the first. Ids that no piece has are left out.
+    every piece except the first. Ids that no piece has are left out. An added token is written as
+    it stands in its file; Hugging Face writes the normalised form of those with `normalized`, and
+    does not skip them where it differs.
 
     Args:
         spelled: From `spellings`.

@@ -300,10 +300,7 @@ def _read_json(text: str, file: str, lowercase: bool | None, ignore_limits: bool
             f"{prefix.told()}, and only the model's {mark!r} is supported"
         )
     added = _added_tokens(root.field("added_tokens", list, default=[]), vocab)
-    template = _template(
-        root.field("post_processor", dict, None, default=None),
-        {**vocab, **{token.content: token.id for token in added}},
-    )
+    template = _template(root.field("post_processor", dict, None, default=None), vocab, added)
     truncation = _truncation(root.field("truncation", dict, None, default=None))
     padding = _padding(root.field("padding", dict, None, default=None))
     with root.blamed():
@@ -420,9 +417,12 @@ def _by_id(tokens: Iterable[AddedToken]) -> tuple[AddedToken, ...]:
     return tuple(sorted(tokens, key=lambda token: (token.id, token.content)))
 
 
-def _template(place: _Place, known: Mapping[str, int]) -> Template | None:
+def _template(
+    place: _Place, vocab: dict[str, int], added: tuple[AddedToken, ...]
+) -> Template | None:
     if place.value is None:
         return None
+    known = {**vocab, **{token.content: token.id for token in added}}
     kind = place.kind("TemplateProcessing", "BertProcessing", "RobertaProcessing")
     if kind == "TemplateProcessing":
         table = place.field("special_tokens", dict)
@@ -440,7 +440,7 @@ def _template(place: _Place, known: Mapping[str, int]) -> Template | None:
         return Template(single, (*single, ("B", 1), (sep, sep_ids, 1)))
     trim = place.field("trim_offsets", bool).value
     if trim:
-        _check_trimming(place, known)
+        _check_trimming(place, known, added)
     return Template(
         single,
         (*single, (sep, sep_ids, 0), ("B", 0), (sep, sep_ids, 0)),
@@ -495,15 +495,21 @@ def _pieces(place: _Place, specials: dict[str, tuple[int, ...]]) -> tuple[Piece,
     return tuple(pieces)
 
 
-def _check_trimming(place: _Place, vocab: Iterable[str]) -> None:
+def _check_trimming(place: _Place, known: Mapping[str, int], added: tuple[AddedToken, ...]) -> None:
     # Hugging Face trims pieces that end in U+0120 too, which is a space in byte-level
     # vocabularies and a letter here.
-    for piece in vocab:
-        if piece.startswith("\u0120") or piece.endswith("\u0120"):
-            raise UnsupportedTokenizerError(
-                f"{place.file}: {place.path}.trim_offsets is true, which is not supported beside"
-                f" the piece {piece!r}"
-            )
+    odd = [piece for piece in known if piece.startswith("\u0120") or piece.endswith("\u0120")]
+    # It trims after truncation, so that which token is the first depends on the window.
+    prefix = place.field("add_prefix_space", bool).value
+    for token in added:
+        spaced = token.lstrip or token.rstrip or token.content != token.content.strip()
+        if spaced and (token.normalized or prefix):
+            odd.append(token.content)
+    if odd:
+        raise UnsupportedTokenizerError(
+            f"{place.file}: {place.path}.trim_offsets is true, which is not supported beside the"
+            f" token {odd[0]!r}"
+        )
 
 
 def _truncation(place: _Place) -> Truncation | None:
