@@ -19,6 +19,7 @@ using namespace chapbook;
 using namespace chapbook::bind;
 
 void bind_arrow(nb::module_& m);
+void bind_linmaxmatch(nb::module_& m);
 void bind_train(nb::module_& m);
 
 namespace {
@@ -319,5 +320,6 @@ NB_MODULE(_core, m) {
   });
   m.attr("NO_ID") = kNoId;
   bind_arrow(m);
+  bind_linmaxmatch(m);
   bind_train(m);
 }

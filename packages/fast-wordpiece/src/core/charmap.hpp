@@ -88,8 +88,8 @@ class CharMapBuilder {
   std::vector<uint32_t> entries, pool;
 
   CharMapBuilder(const Symbols& symbols, const TrieView& trie, int32_t unknown, uint32_t max_chars,
-                 const NormalizerOptions& options)
-      : symbols_(symbols), trie_(trie), unknown_(unknown), max_chars_(max_chars), options_(options) {
+                 const NormalizerOptions& options, bool bare_words)
+      : symbols_(symbols), trie_(trie), unknown_(unknown), max_chars_(max_chars), options_(options), bare_words_(bare_words) {
     std::vector<bool> named(Properties::kPages);
     for (const auto& [cp, symbol] : symbols.all()) named[cp >> Properties::kPageBits] = true;
     pool.push_back(0);
@@ -124,6 +124,7 @@ class CharMapBuilder {
   }
 
   uint32_t normal_entry(uint32_t cp) const {
+    if (bare_words_) return CharEntry::make(CharEntry::kLetter, symbols_[cp]);
     if (properties_.is(cp, Properties::kWhiteSpace)) return CharEntry::make(CharEntry::kSpace);
     if (properties_.is(cp, Properties::kPunctuation)) return single(symbols_[cp]);
     return CharEntry::make(CharEntry::kLetter, symbols_[cp]);
@@ -185,6 +186,7 @@ class CharMapBuilder {
   const int32_t unknown_;
   const uint32_t max_chars_;
   const NormalizerOptions options_;
+  const bool bare_words_;  // no character ends a word
   std::map<std::vector<uint32_t>, uint16_t> known_;
   int plain_ = -1;
 };

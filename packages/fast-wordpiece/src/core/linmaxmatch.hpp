@@ -13,9 +13,10 @@ namespace chapbook {
 
 // Takes a word symbol by symbol and appends its pieces to `out`; a word that cannot be cut, or
 // has more than `max_chars` characters, becomes the one id `unknown`.
+template <class Trie = TrieView>
 class Matcher {
  public:
-  Matcher(const TrieView& trie, int32_t unknown, uint32_t max_chars, Buffer<int32_t>& out)
+  Matcher(const Trie& trie, int32_t unknown, uint32_t max_chars, Buffer<int32_t>& out)
       : trie_(trie), unknown_(unknown), max_chars_(max_chars), out_(out), start_(out.size()) {}
 
   // True while no symbol has come since the last word ended.
@@ -64,7 +65,7 @@ class Matcher {
     return next != kNull;
   }
 
-  const TrieView trie_;
+  const Trie trie_;
   const int32_t unknown_;
   const uint32_t max_chars_;
   Buffer<int32_t>& out_;

@@ -35,8 +35,8 @@ struct ModelOptions {
   std::string mark = "##";
   int32_t unknown = kNoId;
   uint32_t max_chars = 100;
-  // Pieces with the mark also match under their literal spelling at the start of a word. With
-  // BERT's pre-tokeniser that never happens where the mark is punctuation.
+  // For words that come as they are: no character ends a word, and pieces with the mark also match
+  // under their literal spelling at its start. BERT's pre-tokeniser never lets `#` into a word.
   bool literal_marks = false;
 };
 
@@ -73,6 +73,7 @@ class Model {
   CharMapView raw;     // characters of the text
   CharMapView normal;  // characters that are normalised already
   NormalizerOptions normalizer;
+  bool literal_marks = false;
   int32_t unknown = kNoId;
   uint32_t max_chars = 100;
   std::span<const uint16_t> piece_chars;  // by id: characters without the mark; 0: not a piece
@@ -95,8 +96,8 @@ class Model {
     int32_t unknown;
     uint32_t max_chars;
     int32_t suffix_root;
-    uint8_t clean_text, handle_chinese_chars, strip_accents, lowercase, tf_text;
-    uint8_t unused[3];
+    uint8_t clean_text, handle_chinese_chars, strip_accents, lowercase, tf_text, literal_marks;
+    uint8_t unused[2];
     uint64_t offsets[kSections];
     uint64_t sizes[kSections];
   };
@@ -154,7 +155,8 @@ inline std::shared_ptr<const Model> Model::compile(const std::vector<VocabPiece>
   }
   TrieBuilder trie(std::move(initial), std::move(continuing), mark.empty(), symbols.size());
   const TrieView view(trie.nodes, trie.pool, trie.suffix_root);
-  const CharMapBuilder map(symbols, view, options.unknown, options.max_chars, options.normalizer);
+  const CharMapBuilder map(symbols, view, options.unknown, options.max_chars, options.normalizer,
+                           options.literal_marks);
 
   Header header{};
   std::memcpy(header.magic, kMagic, sizeof kMagic);
@@ -168,6 +170,7 @@ inline std::shared_ptr<const Model> Model::compile(const std::vector<VocabPiece>
   header.strip_accents = options.normalizer.strip_accents;
   header.lowercase = options.normalizer.lowercase;
   header.tf_text = options.normalizer.tf_text;
+  header.literal_marks = options.literal_marks;
   const std::span<const std::byte> sections[kSections] = {
       std::as_bytes(std::span(trie.nodes)),     std::as_bytes(std::span(trie.pool)),
       std::as_bytes(std::span(map.raw_pages)),  std::as_bytes(std::span(map.normal_pages)),
@@ -221,6 +224,7 @@ inline std::shared_ptr<const Model> Model::open(std::span<const std::byte> block
   model->normal = CharMapView(model->section<uint16_t>(header, kNormalPages), entries, several);
   model->normalizer = {header.clean_text != 0, header.handle_chinese_chars != 0, header.strip_accents != 0,
                        header.lowercase != 0, header.tf_text != 0};
+  model->literal_marks = header.literal_marks != 0;
   model->unknown = header.unknown;
   model->max_chars = header.max_chars;
   model->piece_chars = model->section<uint16_t>(header, kPieceChars);

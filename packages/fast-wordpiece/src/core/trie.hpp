@@ -40,7 +40,7 @@ class TrieView {
  public:
   TrieView() = default;
   TrieView(std::span<const Node> nodes, std::span<const int32_t> pool, int32_t suffix_root)
-      : nodes_(nodes.data()), pool_(pool.data()), suffix_root_(suffix_root) {}
+      : nodes_(nodes.data()), pool_(pool.data()), size_(nodes.size()), suffix_root_(suffix_root) {}
 
   static constexpr int32_t kRoot = 0;
   int32_t suffix_root() const { return suffix_root_; }
@@ -55,9 +55,24 @@ class TrieView {
     return {pool_ + (nodes_[node].pops >> 8), nodes_[node].pops & 0xFF};
   }
 
+  // Places of the array; not at every one of them is a node.
+  size_t size() const { return size_; }
+  // Returns the parent, or kNull where there is no node or it is a root.
+  int32_t parent(int32_t node) const {
+    const uint32_t parent = nodes_[node].parent;
+    return parent < size_ ? static_cast<int32_t>(parent) : kNull;
+  }
+  // Returns the label of the edge that leads to a node with a parent.
+  uint32_t symbol(int32_t node) const {
+    return static_cast<uint32_t>(node) - nodes_[nodes_[node].parent].base;
+  }
+  // Pieces fail to the suffix root, and nothing else does: it is no other node's longest remainder.
+  bool is_piece(int32_t node) const { return parent(node) != kNull && fail(node) == suffix_root_; }
+
  private:
   const Node* nodes_ = nullptr;
   const int32_t* pool_ = nullptr;
+  size_t size_ = 0;
   int32_t suffix_root_ = 1;
 };
 
