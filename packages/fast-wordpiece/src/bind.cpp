@@ -10,8 +10,10 @@
 
 #include <cstring>
 #include <optional>
+#include <span>
 
 #include "core/scan.hpp"
+#include "core/utf8.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -217,35 +219,52 @@ nb::object count_batch(SharedEncoder& self, nb::handle texts, bool special, unsi
   return to_array(std::move(rows.ends));
 }
 
-// Texts that lie one behind the other in a buffer, as in Arrow: `bounds` has one number more than
-// there are texts; where `valid` is given, a 0 there makes the text null.
-nb::tuple encode_flat(SharedEncoder& self, nb::handle data, nb::handle bounds, nb::handle valid, bool special,
-                      bool offsets, bool words, bool bytes, bool overflow, unsigned threads) {
-  auto array = [](nb::handle object, int type) {
-    nb::object made = nb::steal(PyArray_FROMANY(object.ptr(), type, 1, 1, NPY_ARRAY_CARRAY_RO));
-    if (!made.is_valid()) rethrow();
-    return made;
-  };
-  const nb::object text = array(data, NPY_UINT8), ends = array(bounds, NPY_INT64);
-  auto* text_array = reinterpret_cast<PyArrayObject*>(text.ptr());
-  auto* ends_array = reinterpret_cast<PyArrayObject*>(ends.ptr());
-  const auto* bytes_of = static_cast<const char*>(PyArray_DATA(text_array));
-  const auto* numbers = static_cast<const int64_t*>(PyArray_DATA(ends_array));
-  const npy_intp count = PyArray_DIM(ends_array, 0) - 1, size = PyArray_DIM(text_array, 0);
-  const nb::object mask = valid.is_none() ? nb::object() : array(valid, NPY_BOOL);
-  const auto* is_valid = valid.is_none() ? nullptr : static_cast<const npy_bool*>(PyArray_DATA(reinterpret_cast<PyArrayObject*>(mask.ptr())));
-  std::vector<std::string_view> views;
-  views.reserve(static_cast<size_t>(std::max<npy_intp>(count, 0)));
-  for (npy_intp i = 0; i < count; ++i) {
-    if (numbers[i] < 0 || numbers[i] > numbers[i + 1] || numbers[i + 1] > size) throw nb::value_error("the bounds do not fit the data");
-    if (is_valid != nullptr && !is_valid[i]) {
-      views.emplace_back();
-    } else {
-      views.emplace_back(bytes_of == nullptr ? "" : bytes_of + numbers[i], static_cast<size_t>(numbers[i + 1] - numbers[i]));
-    }
+// An array of one dimension, of this type and without gaps.
+nb::object flat_array(nb::handle object, int type) {
+  nb::object made = nb::steal(PyArray_FROMANY(object.ptr(), type, 1, 1, NPY_ARRAY_CARRAY_RO));
+  if (!made.is_valid()) rethrow();
+  return made;
+}
+
+template <class T>
+std::span<const T> span_of(const nb::object& array) {
+  auto* held = reinterpret_cast<PyArrayObject*>(array.ptr());
+  return {static_cast<const T*>(PyArray_DATA(held)), static_cast<size_t>(PyArray_DIM(held, 0))};
+}
+
+// Texts that lie in a buffer of UTF-8, each from its start to its end; where `valid` is given, a 0
+// there makes the text null.
+nb::tuple encode_flat(SharedEncoder& self, nb::handle data, nb::handle starts, nb::handle ends, nb::handle valid,
+                      bool special, bool offsets, bool words, bool bytes, bool overflow, unsigned threads) {
+  const nb::object text = flat_array(data, NPY_UINT8);
+  const nb::object begins = flat_array(starts, NPY_INT64), stops = flat_array(ends, NPY_INT64);
+  const nb::object mask = valid.is_none() ? nb::object() : flat_array(valid, NPY_BOOL);
+  const auto all = span_of<uint8_t>(text);
+  const auto from = span_of<int64_t>(begins), to = span_of<int64_t>(stops);
+  const auto is_valid = valid.is_none() ? std::span<const npy_bool>() : span_of<npy_bool>(mask);
+  if (from.size() != to.size() || (!valid.is_none() && is_valid.size() != from.size())) {
+    throw nb::value_error("one start, one end and one validity for each text");
+  }
+  const auto size = static_cast<int64_t>(all.size());
+  std::vector<std::string_view> views(from.size());
+  for (size_t i = 0; i < from.size(); ++i) {
+    if (from[i] < 0 || from[i] > to[i] || to[i] > size) throw nb::value_error("a text lies outside of the data");
+    if (!is_valid.empty() && is_valid[i] == 0) continue;
+    // An empty text is not null, even in an array without memory.
+    const auto* place = all.empty() ? "" : reinterpret_cast<const char*>(all.data()) + from[i];
+    views[i] = {place, static_cast<size_t>(to[i] - from[i])};
   }
   const auto options = batch_options(self, special, offsets, words, bytes, overflow, threads);
   return encode_rows(self, Texts{views, {}}, nullptr, options);
+}
+
+// Returns where the first byte stands that is not UTF-8, or -1.
+int64_t first_invalid_utf8(nb::handle data) {
+  const nb::object held = flat_array(data, NPY_UINT8);
+  const auto bytes = span_of<uint8_t>(held);
+  const nb::gil_scoped_release release;
+  const size_t found = first_invalid(bytes.data(), bytes.size());
+  return found == bytes.size() ? -1 : static_cast<int64_t>(found);
 }
 
 void* import_numpy() {
@@ -309,9 +328,10 @@ NB_MODULE(_core, m) {
       .def("encode_batch", &encode_batch, "texts"_a, "pairs"_a.none(), "pretokenized"_a, "special"_a, "offsets"_a,
            "words"_a, "bytes"_a, "overflow"_a, "threads"_a)
       .def("count_batch", &count_batch, "texts"_a, "special"_a, "threads"_a)
-      .def("encode_flat", &encode_flat, "data"_a, "bounds"_a, "valid"_a.none(), "special"_a, "offsets"_a, "words"_a,
-           "bytes"_a, "overflow"_a, "threads"_a);
+      .def("encode_flat", &encode_flat, "data"_a, "starts"_a, "ends"_a, "valid"_a.none(), "special"_a, "offsets"_a,
+           "words"_a, "bytes"_a, "overflow"_a, "threads"_a);
 
+  m.def("first_invalid_utf8", &first_invalid_utf8, "data"_a);
   m.def("instruction_sets", [] {
     std::vector<std::string> names{"scalar"};
     if (has_isa(Isa::kAvx2)) names.emplace_back("avx2");
