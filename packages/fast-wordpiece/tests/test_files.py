@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from chapbook.core.errors import Error
+from chapbook.fast_wordpiece import Tokenizer
 from chapbook.fast_wordpiece.files import (
     UnsupportedTokenizerError,
     canonical,
@@ -356,6 +357,88 @@ def test_an_added_token_that_hides_a_piece_is_told(tmp_path):
     document = changed("model.vocab.gap", 11, document)
     with pytest.warns(UserWarning, match="'<new>' has the id 11 of the piece 'gap'"):
         read(saved(tmp_path, document))
+
+
+POST_PROCESSORS = [
+    None,
+    DOCUMENT["post_processor"],
+    {"type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", 2]},
+    {
+        "type": "RobertaProcessing",
+        "sep": ["[SEP]", 3],
+        "cls": ["[CLS]", 2],
+        "trim_offsets": True,
+        "add_prefix_space": False,
+    },
+]
+FRAGMENTS = [*PIECES, "ab", "abc", " ", "  ", "é", "e\u0301", "<new>", "<New>", "\u200b", "!", ","]
+
+
+def random_tokenizer(rng):
+    """A document with any value of every option."""
+
+    def chance():
+        return rng.random() < 0.5
+
+    contents = [c for c in ("[MASK]", "[CLS]", "<new>", "ab", "É", "!") if chance()]
+    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
+    document = changed(
+        "added_tokens",
+        [{"id": 0, "content": c, **{flag: chance() for flag in flags}} for c in contents],
+    )
+    for name in ("clean_text", "handle_chinese_chars", "lowercase"):
+        document["normalizer"][name] = chance()
+    document["normalizer"]["strip_accents"] = rng.choice([None, True, False])
+    document["post_processor"] = rng.choice(POST_PROCESSORS)
+    document["truncation"]["strategy"] = rng.choice(["LongestFirst", "OnlyFirst", "OnlySecond"])
+    document["truncation"]["stride"] = 0  # A longer one than the window makes it panic.
+    document["truncation"]["direction"] = rng.choice(["Left", "Right"])
+    document["padding"]["strategy"] = rng.choice(["BatchLongest", {"Fixed": 12}])
+    document["padding"]["direction"] = rng.choice(["Left", "Right"])
+    document["model"]["max_input_chars_per_word"] = rng.choice([3, 100])
+    for name in ("truncation", "padding", "normalizer"):
+        if rng.random() < 0.3:
+            document[name] = None
+    return document
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_random_tokenizers_encode_as_in_hugging_face(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    rng = random.Random(1)
+    compared = refused = 0
+    for _ in range(50):
+        path = saved(tmp_path, random_tokenizer(rng))
+        theirs = tokenizers.Tokenizer.from_file(str(path))
+        try:
+            ours = Tokenizer.from_file(path)
+        except UnsupportedTokenizerError as fault:
+            assert "trim_offsets" in fault.message
+            continue
+        for pairs in (False, True):
+            rows = [
+                tuple("".join(rng.choices(FRAGMENTS, k=rng.randint(0, 9))) for _ in range(2))
+                for _ in range(4)
+            ]
+            firsts, seconds = ([row[half] for row in rows] for half in (0, 1))
+            try:
+                wanted = theirs.encode_batch(rows if pairs else firsts)
+            except Exception:
+                # A sequence is too short to be cut.
+                with pytest.raises(ValueError, match="truncat"):
+                    ours.encode_batch(firsts, seconds if pairs else None)
+                refused += 1
+                continue
+            got = ours.encode_batch(firsts, seconds if pairs else None, offsets=True)
+            for a, b in zip(got, wanted, strict=True):
+                assert a.ids.tolist() == b.ids
+                assert [tuple(span) for span in a.offsets.tolist()] == b.offsets
+                assert a.word_ids == b.word_ids
+                assert a.type_ids.tolist() == b.type_ids
+                assert a.attention_mask.tolist() == b.attention_mask
+                compared += 1
+    assert compared > 150
+    assert refused > 5
 
 
 # ------------------------------------------------------------------------------------ vocab.txt

@@ -685,10 +685,9 @@ def _inputs(
     """Returns texts, their pairs, and whether a batch came in."""
     if is_split_into_words and not isinstance(text, list | tuple):
         raise TypeError(f"text is a {type(text).__name__}, and split text is a list of words")
-    outer = text[:1] if isinstance(text, list | tuple) else []
-    batched = bool(outer) and isinstance(outer[0], list | tuple) if is_split_into_words else True
-    if not is_split_into_words:
-        batched = isinstance(text, list | tuple)
+    batched = isinstance(text, list | tuple)
+    if is_split_into_words:
+        batched = len(text) > 0 and isinstance(text[0], list | tuple)
     if not batched:
         # An empty pair counts as none.
         return [text], [text_pair] if text_pair else None, False
