@@ -1,0 +1,119 @@
+"""The systems that are compared: this package and its peers, with the same tokenizer.
+
+HuggingFace and nanotoken read the `tokenizer.json` that HuggingFace itself wrote. Each system gets
+the list of Python strings and gives the result that its users get: HuggingFace one `Encoding` for
+each text (whose lists are not made here, which is kind to it), the others flat arrays.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+from chapbook.fast_wordpiece.reproduce import huggingface
+from chapbook.fast_wordpiece.settings import Padding, Settings, Truncation
+from chapbook.fast_wordpiece.tokenizer import Tokenizer
+
+OURS, HF, HF_FAST = "fast-wordpiece", "HuggingFace encode_batch", "HuggingFace encode_batch_fast"
+DISTRIBUTIONS = ("chapbook-fast-wordpiece", "numpy", "tokenizers", "nanotoken", "kitoken")
+WIDTH = 128
+
+# Makes a tokenizer, which is not timed, and encodes with it, which is.
+System = tuple[Callable[[], Any], Callable[[Any, list[str]], Any]]
+
+
+def systems(settings: Settings, output: str, threads: int) -> dict[str, System]:
+    """Returns what each installed system does to give the output.
+
+    Args:
+        settings: The tokenizer.
+        output: `ids`, `ids and offsets`, or `padded` to 128.
+        threads: How many each may use: 1 or all of the machine's. `limit_threads` goes before.
+    """
+    # Where encode_batch has already started HuggingFace's threads, this still keeps them idle.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false" if threads == 1 else "true"
+    padded = output == "padded"
+    if padded:
+        settings = _padded(settings)
+    hf = huggingface(settings)
+    if padded:
+        hf.enable_truncation(WIDTH)
+        hf.enable_padding(length=WIDTH)
+
+    def encode(tokenizer: Tokenizer, texts: list[str]) -> Any:
+        batch = tokenizer.encode_batch(
+            texts, num_threads=threads, offsets=output == "ids and offsets"
+        )
+        return batch.padded() if padded else batch
+
+    found: dict[str, System] = {
+        OURS: (lambda: Tokenizer(settings), encode),
+        HF: (lambda: hf, lambda made, texts: made.encode_batch(texts)),
+    }
+    if output == "ids":
+        found[HF_FAST] = (lambda: hf, lambda made, texts: made.encode_batch_fast(texts))
+    if output != "ids and offsets":
+        found |= _without_offsets(hf.to_str(), padded, threads)
+    if output == "ids" and threads == 1 and find_spec("kitoken"):
+        from kitoken import Kitoken
+
+        # It has lists to give and nothing else.
+        kitoken = Kitoken.from_tokenizers(hf.to_str().encode())
+        found["kitoken (lists)"] = (
+            lambda: kitoken,
+            lambda made, texts: made.encode_all(texts, True),
+        )
+    return found
+
+
+def limit_threads(count: int) -> None:
+    """Says how many threads the peers may start; before the first of them is imported."""
+    os.environ["RAYON_NUM_THREADS"] = str(count)
+
+
+def passes(
+    system: System, texts: list[str], clock: Callable[[], float] = time.process_time
+) -> tuple[float, float]:
+    """Returns how long a new tokenizer's first and second pass over the texts take.
+
+    Args:
+        system: What makes the tokenizer and encodes.
+        texts: What to encode.
+        clock: Tells seconds: of processor time for one thread, of the wall for several.
+    """
+    make, encode = system
+    made = make()
+    taken = []
+    for _ in range(2):
+        start = clock()
+        result = encode(made, texts)
+        taken.append(clock() - start)
+        del result
+    return taken[0], taken[1]
+
+
+def _padded(settings: Settings) -> Settings:
+    from dataclasses import replace
+
+    return replace(settings, truncation=Truncation(WIDTH), padding=Padding(WIDTH))
+
+
+def _without_offsets(file: str, padded: bool, threads: int) -> dict[str, System]:
+    found: dict[str, System] = {}
+    if find_spec("nanotoken"):
+        from nanotoken import Tokenizer as Nanotoken
+
+        parallel = threads > 1
+        if padded:
+            options = {"max_length": WIDTH, "padding": "max_length", "parallel": parallel}
+            found["nanotoken"] = (
+                lambda: Nanotoken.from_json(file),
+                lambda made, texts: made.encode_batch_padded(texts, **options),
+            )
+        else:
+            found["nanotoken"] = (
+                lambda: Nanotoken.from_json(file),
+                lambda made, texts: made.encode_batch(texts, parallel=parallel),
+            )
+    return found
