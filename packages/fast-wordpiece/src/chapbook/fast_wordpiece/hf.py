@@ -691,7 +691,7 @@ def _inputs(
     if not batched:
         # An empty pair counts as none.
         return [text], [text_pair] if text_pair else None, False
-    texts = list(text)
+    texts: list[Any] = list(text)
     if text_pair is not None:
         if isinstance(text_pair, str) or len(text_pair) != len(texts):
             found = "one text" if isinstance(text_pair, str) else f"{len(text_pair)} texts"
