@@ -401,6 +401,7 @@ class HFTokenizer:
                 overflow=return_overflowing_tokens,
                 offsets=offsets,
                 word_ids=word_ids,
+                num_threads=1 if len(texts) == 1 else None,
             )
 
         batch = encode(offsets=return_offsets_mapping, word_ids=False)
@@ -408,7 +409,8 @@ class HFTokenizer:
         if self._returns("token_type_ids", return_token_type_ids):
             columns["token_type_ids"] = batch.type_ids
         if self._returns("attention_mask", return_attention_mask):
-            columns["attention_mask"] = batch.attention_mask
+            ones = np.ones_like(batch.ids)
+            columns["attention_mask"] = batch.attention_mask if filling else ones
         if return_special_tokens_mask:
             columns["special_tokens_mask"] = batch.special_tokens_mask
         if return_offsets_mapping:
