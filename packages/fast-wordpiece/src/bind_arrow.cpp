@@ -163,9 +163,9 @@ void drop(Kept* kept) {
 class ArrowList {
  public:
   ArrowList(nb::handle values, nb::handle bounds, nb::handle valid) : kept_(new Kept, drop) {
-    const PyArrayObject* ends = keep(bounds, NPY_INT64);
+    PyArrayObject* ends = keep(bounds, NPY_INT64);
     if (PyArray_DIM(ends, 0) == 0) throw nb::value_error("bounds hold one more number than there are rows");
-    column_.bounds = static_cast<const int64_t*>(PyArray_DATA(const_cast<PyArrayObject*>(ends)));
+    column_.bounds = static_cast<const int64_t*>(PyArray_DATA(ends));
     column_.rows = PyArray_DIM(ends, 0) - 1;
     keep_values(values);
     check_bounds();

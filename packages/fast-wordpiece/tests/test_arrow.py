@@ -467,6 +467,29 @@ def test_negative_lengths_are_refused(tok: Tokenizer, length: int, offset: int) 
         encode(tok, Source("u", [one]))
 
 
+def test_broken_views_and_strings_do_no_harm(tok: Tokenizer) -> None:
+    """Arrow's strings are UTF-8 by contract and are not checked; nothing outside is read."""
+    draw = np.random.default_rng(3)
+    data = [bytes(draw.choice([32, 65, 97, 0xCC, 0xE6, 0xF0, 0x9F, 0xBF], n)) for n in (200, 70)]
+    sizes = np.array([200, 70], np.int64).tobytes()
+    refused = 0
+    for _ in range(400):
+        fields = [draw.integers(0, 90, 6), *draw.integers(0, 2**31, (3, 6))]
+        views = np.stack(fields, 1).astype(np.int32)
+        views[:, 2] = draw.integers(0, 2, 6)
+        views[:, 3] = draw.integers(0, 160, 6) * (views[:, 2] == 0)
+        one = Chunk([None, views.tobytes(), *data, sizes], 6)
+        try:
+            got = encode(tok, Source("vu", [one]), offsets=True, words=True, bytes=True)
+        except ValueError:
+            refused += 1
+        else:
+            assert len(got[1]) == 7
+            assert int(got[2].max(initial=0)) <= 90
+        assert one.released == 1
+    assert 50 < refused < 350
+
+
 # ---------------------------------------------------------------------------- who lets go of what
 
 
