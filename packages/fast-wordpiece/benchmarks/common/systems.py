@@ -11,8 +11,10 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
+
 from chapbook.fast_wordpiece.reproduce import huggingface
-from chapbook.fast_wordpiece.settings import Padding, Settings, Truncation
+from chapbook.fast_wordpiece.settings import Settings, Truncation
 from chapbook.fast_wordpiece.tokenizer import Tokenizer
 
 OURS, HF, HF_FAST = "fast-wordpiece", "HuggingFace encode_batch", "HuggingFace encode_batch_fast"
@@ -34,18 +36,18 @@ def systems(settings: Settings, output: str, threads: int) -> dict[str, System]:
     # Where encode_batch has already started HuggingFace's threads, this still keeps them idle.
     os.environ["TOKENIZERS_PARALLELISM"] = "false" if threads == 1 else "true"
     padded = output == "padded"
-    if padded:
-        settings = _padded(settings)
     hf = huggingface(settings)
     if padded:
         hf.enable_truncation(WIDTH)
         hf.enable_padding(length=WIDTH)
+    truncation = Truncation(WIDTH) if padded else None
 
     def encode(tokenizer: Tokenizer, texts: list[str]) -> Any:
         batch = tokenizer.encode_batch(
-            texts, num_threads=threads, offsets=output == "ids and offsets"
+            texts, truncation=truncation, num_threads=threads, offsets=output == "ids and offsets"
         )
-        return batch.padded() if padded else batch
+        # 64 bits, as nanotoken gives them.
+        return batch.padded(length=WIDTH, dtype=np.int64) if padded else batch
 
     found: dict[str, System] = {
         OURS: (lambda: Tokenizer(settings), encode),
@@ -91,12 +93,6 @@ def passes(
         taken.append(clock() - start)
         del result
     return taken[0], taken[1]
-
-
-def _padded(settings: Settings) -> Settings:
-    from dataclasses import replace
-
-    return replace(settings, truncation=Truncation(WIDTH), padding=Padding(WIDTH))
 
 
 def _without_offsets(file: str, padded: bool, threads: int) -> dict[str, System]:
