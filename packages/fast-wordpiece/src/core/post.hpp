@@ -21,6 +21,11 @@ struct Template {
   std::vector<Piece> single, pair;
 
   const std::vector<Piece>& of(bool is_pair) const { return is_pair ? pair : single; }
+  // True where the second text of a pair comes before the first.
+  bool second_leads() const {
+    const auto text = std::find_if(pair.begin(), pair.end(), [](const Piece& p) { return p.kind != kSpecial; });
+    return text != pair.end() && text->kind == kSecond;
+  }
   size_t specials(bool is_pair) const {
     const auto& pieces = of(is_pair);
     return static_cast<size_t>(
@@ -149,8 +154,10 @@ inline void write_rows(const Tokens& first, const Tokens* second, const Template
                        const Truncation& truncation, const Wanted& wanted, int32_t sample, Rows& out) {
   static const std::vector<Template::Piece> kBareSingle{{Template::kFirst, 0}};
   static const std::vector<Template::Piece> kBarePair{{Template::kFirst, 0}, {Template::kSecond, 0}};
+  static const std::vector<Template::Piece> kBareSwapped{kBarePair[1], kBarePair[0]};
   const bool is_pair = second != nullptr;
-  const auto& pieces = special ? plan.of(is_pair) : is_pair ? kBarePair : kBareSingle;
+  const bool swapped = is_pair && plan.second_leads();
+  const auto& pieces = special ? plan.of(is_pair) : !is_pair ? kBareSingle : swapped ? kBareSwapped : kBarePair;
   const Assembler assembler(pieces, wanted);
   const size_t n1 = first.ids.size(), n2 = is_pair ? second->ids.size() : 0;
   if (!truncation.enabled) {
@@ -183,14 +190,16 @@ inline void write_rows(const Tokens& first, const Tokens* second, const Template
     return windows(size, length, truncation.stride, truncation.left);
   };
   const std::vector<Range> as = cut(n1, lengths.first), bs = cut(n2, lengths.second);
-  assembler.row(first, as[0], second, bs[0], 0, sample, out);
+  auto row = [&](size_t i, size_t j) {
+    const auto overflow = static_cast<uint8_t>((i > 0 ? 1 : 0) | (j > 0 ? 2 : 0));
+    assembler.row(first, as[i], second, bs[j], overflow, sample, out);
+  };
+  row(0, 0);
   if (!truncation.overflow) return;
-  for (size_t i = 1; i <= as.size(); ++i) {
-    const Range a = as[i % as.size()];
-    const bool kept = i == as.size();  // after its windows, the first text as it was kept
-    for (size_t j = kept ? 1 : 0; j < bs.size(); ++j) {
-      assembler.row(first, a, second, bs[j], static_cast<uint8_t>((kept ? 0 : 1) | (j > 0 ? 2 : 0)), sample, out);
-    }
+  // The text that the template puts first counts slowly, from its second window on to its kept one.
+  const size_t slow = swapped ? bs.size() : as.size(), quick = swapped ? as.size() : bs.size();
+  for (size_t i = 1; i <= slow; ++i) {
+    for (size_t j = i == slow ? 1 : 0; j < quick; ++j) swapped ? row(j, i % slow) : row(i % slow, j);
   }
 }
 
