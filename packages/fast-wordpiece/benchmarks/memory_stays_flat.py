@@ -53,7 +53,7 @@ print(json.dumps(found))
 def main() -> None:
     """Prints the MiB of every side after each tenth, and writes them beside this file."""
     parser = argparse.ArgumentParser(description=CLAIM)
-    parser.add_argument("--gigabytes", type=float, default=10, help="of our side")
+    parser.add_argument("--gigabytes", type=float, default=2, help="of our side")
     parser.add_argument("--peers", type=float, default=1, help="gigabytes of the peers")
     given = parser.parse_args()
     path, rows = str(data.english_tokenizer_json()), []
