@@ -40,7 +40,7 @@ class Strings {
     tuple_ = nb::steal(tuple);
     const Py_ssize_t n = PyTuple_Size(tuple);
     views.reserve(static_cast<size_t>(n));
-    for (Py_ssize_t i = 0; i < n; ++i) add(PyTuple_GetItem(tuple, i), std::to_string(i));
+    for (Py_ssize_t i = 0; i < n; ++i) add(PyTuple_GetItem(tuple, i), i);
   }
 
   // Rows of words.
@@ -59,7 +59,7 @@ class Strings {
       if (words == nullptr) rethrow();
       all.rows_.push_back(nb::steal(words));
       for (Py_ssize_t j = 0; j < PyTuple_Size(words); ++j) {
-        all.add(PyTuple_GetItem(words, j), std::to_string(i) + ", word " + std::to_string(j));
+        all.add(PyTuple_GetItem(words, j), i, j);
       }
       all.splits.push_back(static_cast<int64_t>(all.views.size()));
     }
@@ -74,15 +74,16 @@ class Strings {
  private:
   explicit Strings(const char* what) : what_(what) {}
 
-  void add(PyObject* object, const std::string& where) {
+  void add(PyObject* object, Py_ssize_t row, Py_ssize_t word = -1) {
     Py_ssize_t size = 0;
     const char* data = PyUnicode_Check(object) ? PyUnicode_AsUTF8AndSize(object, &size) : nullptr;
-    if (data == nullptr) fail(object, where);
+    if (data == nullptr) fail(object, row, word);
     views.emplace_back(data, static_cast<size_t>(size));
   }
 
-  [[noreturn]] void fail(PyObject* object, const std::string& where) const {
-    const std::string place = std::string(what_) + " " + where;
+  [[noreturn]] void fail(PyObject* object, Py_ssize_t row, Py_ssize_t word) const {
+    const std::string place =
+        std::string(what_) + " " + std::to_string(row) + (word < 0 ? "" : ", word " + std::to_string(word));
     if (!PyUnicode_Check(object)) {
       const auto type = nb::cast<std::string>(nb::handle(reinterpret_cast<PyObject*>(Py_TYPE(object))).attr("__name__"));
       throw nb::type_error((place + " is of type " + type + ", not str").c_str());
@@ -168,6 +169,7 @@ nb::object encode_ids(SharedEncoder& self, nb::handle text, bool special) {
   Py_ssize_t size = 0;
   const char* data = PyUnicode_Check(text.ptr()) ? PyUnicode_AsUTF8AndSize(text.ptr(), &size) : nullptr;
   if (data == nullptr) {
+    PyErr_Clear();
     nb::list one;
     one.append(text);
     Strings(one, "text");  // tells what is wrong
@@ -324,7 +326,7 @@ NB_MODULE(_core, m) {
            },
            "model"_a, "added"_a, "single"_a, "pair"_a, "truncation"_a = nb::none(), "trim"_a = false,
            "prefix_space"_a = false, "isa"_a = "auto")
-      .def("encode_ids", &encode_ids, "text"_a, "add_special_tokens"_a = true)
+      .def("encode_ids", &encode_ids, "text"_a.none(), "add_special_tokens"_a = true)
       .def("encode_batch", &encode_batch, "texts"_a, "pairs"_a.none(), "pretokenized"_a, "special"_a, "offsets"_a,
            "words"_a, "bytes"_a, "overflow"_a, "threads"_a)
       .def("count_batch", &count_batch, "texts"_a, "special"_a, "threads"_a)

@@ -127,7 +127,7 @@ inline nb::tuple encode_rows(SharedEncoder& self, const Texts& first, const Text
     return wanted ? to_array(std::move(buffer)) : nb::none();
   };
   return nb::make_tuple(to_array(std::move(rows.tokens.ids)), to_array(std::move(bounds)),
-                        none_or(options.wanted.offsets, rows.tokens.offsets), none_or(options.wanted.words, rows.tokens.words),
+                        none_or(options.wanted.offsets, rows.tokens.offsets), none_or(options.wanted.offsets, rows.tokens.words),
                         to_array(std::move(rows.samples)), to_array(std::move(rows.firsts)),
                         to_array(std::move(rows.seconds)), to_array(std::move(rows.overflow)));
 }
@@ -135,7 +135,7 @@ inline nb::tuple encode_rows(SharedEncoder& self, const Texts& first, const Text
 inline BatchOptions batch_options(const SharedEncoder& self, bool special, bool offsets, bool words, bool bytes, bool overflow,
                            unsigned threads) {
   BatchOptions options;
-  options.wanted = {offsets, words, bytes ? OffsetUnit::kByte : OffsetUnit::kChar};
+  options.wanted = {offsets || words, bytes ? OffsetUnit::kByte : OffsetUnit::kChar};
   options.special = special;
   options.truncation = self.truncation;
   options.truncation.overflow = overflow;

@@ -141,7 +141,7 @@ class BatchEncoder {
       if (piece.kind == Template::kSpecial) {
         out.tokens.ids.push(piece.id);
         if (options_.wanted.offsets) out.tokens.offsets.push({0, 0});
-        if (options_.wanted.words) out.tokens.words.push(-1);
+        if (options_.wanted.offsets) out.tokens.words.push(-1);
         continue;
       }
       const size_t before = out.tokens.ids.size();

@@ -15,32 +15,14 @@
 #include "fastpath.hpp"
 #include "model.hpp"
 #include "normalize.hpp"
+#include "offset_cache.hpp"
 
 namespace chapbook {
 
-struct Offset {
-  uint32_t start, end;
-};
-
-// The tokens of one text. `offsets` and `words` are filled where they are wanted.
-struct Tokens {
-  Buffer<int32_t> ids;
-  Buffer<Offset> offsets;
-  Buffer<int32_t> words;  // index of the pre-token within the text
-
-  void clear() {
-    ids.clear();
-    offsets.clear();
-    words.clear();
-  }
-};
-
+// Offsets and word indices come together, or neither.
 struct Wanted {
   bool offsets = false;
-  bool words = false;
   OffsetUnit unit = OffsetUnit::kChar;
-
-  bool any() const { return offsets || words; }
 };
 
 class Encoder {
@@ -135,7 +117,7 @@ class Encoder {
           counted = end;
         },
         [&](int32_t id, size_t begin, size_t end) {
-          if (!state.wanted.any()) {
+          if (!state.wanted.offsets) {
             state.out.ids.push(id);
             return;
           }
@@ -163,13 +145,13 @@ class Encoder {
   }
 
   static void skip_to(State& state, const uint8_t* text, size_t counted, size_t begin) {
-    if (state.wanted.any()) state.at += units(state, text + counted, begin - counted);
+    if (state.wanted.offsets) state.at += units(state, text + counted, begin - counted);
   }
 
   static void emit_added(State& state, int32_t id, Offset offset) {
     state.out.ids.push(id);
-    if (state.wanted.offsets) state.out.offsets.push(offset);
-    if (state.wanted.words) state.out.words.push(state.word);
+    state.out.offsets.push(offset);
+    state.out.words.push(state.word);
     ++state.word;
   }
 
@@ -177,18 +159,47 @@ class Encoder {
   void segment(State& state, const uint8_t* p, size_t n) const {
     if (!normal_.empty()) {
       normalized_segment(state, p, n);
-    } else if (state.wanted.any()) {
-      // In pieces, so that memory does not grow with the text. White space is a safe cut.
-      while (n > 0) {
-        size_t count = std::min(n, kPiece);
-        while (count < n && !is_cut(p[count])) ++count;
-        general(state, p, count);
-        p += count;
-        n -= count;
-      }
+    } else if (state.wanted.offsets) {
+      with_offsets(state, p, n);
     } else {
       FastPath(*model_, state.scratch, scan_).encode(p, n, state.out.ids);
     }
+  }
+
+  // The fast path's scan with the cache of offsets; the general path for what that does not know.
+  void with_offsets(State& state, const uint8_t* p, size_t n) const {
+    Scratch& scratch = state.scratch;
+    const bool bytes = state.wanted.unit == OffsetUnit::kByte;
+    each_tile(
+        p, n,
+        [&](const uint8_t* text, size_t size) {
+          const size_t count = scan_(text, size, model_->normalizer.lowercase, scratch.tile, scratch.starts, scratch.ends);
+          uint32_t done = 0;
+          for (size_t i = 0; i < count; ++i) {
+            const uint32_t start = scratch.starts[i], end = scratch.ends[i], length = end - start;
+            state.at += start - done;  // white space, each one byte and one character
+            done = end;
+            if (length > OffsetSlot::kMaxKey || !scratch.offset_cache.enabled()) {
+              general(state, text + start, length);
+              continue;
+            }
+            const OffsetKey key(scratch.tile + start, length, bytes);
+            OffsetSlot* pair = scratch.offset_cache.pair(key);
+            if (const OffsetSlot* slot = OffsetCache::find(pair, key)) {
+              OffsetCache::append(*slot, state.at, state.word, state.out);
+              state.at += slot->units;
+              state.word += slot->word_count;
+              continue;
+            }
+            const size_t from = state.out.ids.size();
+            const uint32_t at = state.at;
+            const int32_t word = state.word;
+            general(state, text + start, length);
+            OffsetCache::insert(pair, key, state.out, from, at, word, state.at - at, state.word - word);
+          }
+          state.at += static_cast<uint32_t>(size) - done;
+        },
+        [&](const uint8_t* text, size_t size) { general(state, text, size); });
   }
 
   static bool is_cut(uint8_t c) { return c == ' ' || c == '\t' || c == '\n' || c == '\r'; }
@@ -224,21 +235,17 @@ class Encoder {
     Matcher matcher(model.trie, model.unknown, model.max_chars, out.ids);
     auto finish = [&](size_t first, size_t last, size_t from) {  // of characters; of tokens
       const size_t count = out.ids.size() - from;
-      if (state.wanted.offsets) {
-        if (count == 1) {
-          out.offsets.push({chars[first].start, chars[last - 1].end});
-        } else {
-          size_t at = first;
-          for (size_t i = from; i < out.ids.size(); ++i) {
-            const size_t next = at + model.chars_of(out.ids[i]);
-            out.offsets.push({chars[at].start, chars[next - 1].end});
-            at = next;
-          }
+      if (count == 1) {
+        out.offsets.push({chars[first].start, chars[last - 1].end});
+      } else {
+        size_t at = first;
+        for (size_t i = from; i < out.ids.size(); ++i) {
+          const size_t next = at + model.chars_of(out.ids[i]);
+          out.offsets.push({chars[at].start, chars[next - 1].end});
+          at = next;
         }
       }
-      if (state.wanted.words) {
-        for (size_t i = 0; i < count; ++i) out.words.push(state.word);
-      }
+      for (size_t i = 0; i < count; ++i) out.words.push(state.word);
       ++state.word;
     };
     size_t start = begin, from = out.ids.size();
@@ -261,8 +268,6 @@ class Encoder {
     matcher.finish();
     if (end > start) finish(start, end, from);
   }
-
-  static constexpr size_t kPiece = 4096;
 
   std::shared_ptr<const Model> model_;
   Scan scan_;

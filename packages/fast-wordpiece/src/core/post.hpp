@@ -118,7 +118,7 @@ class Assembler {
         case Template::kSpecial:
           out.tokens.ids.push(piece.id);
           if (wanted_.offsets) out.tokens.offsets.push({0, 0});
-          if (wanted_.words) out.tokens.words.push(-1);
+          if (wanted_.offsets) out.tokens.words.push(-1);
           break;
         case Template::kFirst: copy(first, a, out.tokens); break;
         case Template::kSecond:
@@ -141,7 +141,7 @@ class Assembler {
   void copy(const Tokens& from, Range range, Tokens& to) const {
     to.ids.append(from.ids.data() + range.begin, range.size());
     if (wanted_.offsets) to.offsets.append(from.offsets.data() + range.begin, range.size());
-    if (wanted_.words) to.words.append(from.words.data() + range.begin, range.size());
+    if (wanted_.offsets) to.words.append(from.words.data() + range.begin, range.size());
   }
 
   const std::vector<Template::Piece>& pieces_;

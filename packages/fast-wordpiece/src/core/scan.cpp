@@ -1,7 +1,6 @@
 // The portable scan, and the choice between it and the vector ones.
 #include "scan.hpp"
 
-#include <algorithm>
 #include <array>
 #include <cstring>
 
@@ -27,31 +26,32 @@ constexpr auto kClasses = make_classes();
 
 }  // namespace
 
-size_t scan_scalar(const uint8_t* text, size_t n, bool lower, uint8_t* copy, Stretch* stretches) {
-  Stretch* out = stretches;
-  size_t start = 0;  // of the word that is being read
-  auto end_word = [&](size_t end) {
-    if (end > start) *out++ = {static_cast<uint16_t>(start), static_cast<uint16_t>(end - start)};
+size_t scan_scalar(const uint8_t* text, size_t n, bool lower, uint8_t* copy, uint16_t* starts, uint16_t* ends) {
+  size_t count = 0, start = 0;
+  auto add = [&](size_t from, size_t to) {
+    starts[count] = static_cast<uint16_t>(from);
+    ends[count++] = static_cast<uint16_t>(to);
   };
   for (size_t i = 0; i < n; ++i) {
     const uint8_t byte = text[i];
     copy[i] = lower && static_cast<uint8_t>(byte - 'A') < 26 ? static_cast<uint8_t>(byte + 32) : byte;
     const uint8_t kind = kClasses[byte];
     if (kind == kWord) continue;
-    end_word(i);
-    if (kind == kPunctuation) *out++ = {static_cast<uint16_t>(i), 1};
+    if (i > start) add(start, i);
+    if (kind == kPunctuation) add(i, i + 1);
     start = i + 1;
   }
-  end_word(n);
-  std::memset(copy + n, 0, (kBlock - n % kBlock) % kBlock);
-  return static_cast<size_t>(out - stretches);
+  if (n > start) add(start, n);
+  std::memset(copy + n, 0, kBlock - n % kBlock);
+  return count;
 }
 
 bool has_isa(Isa isa) {
   if (isa == Isa::kScalar) return true;
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
   __builtin_cpu_init();
-  const bool bits = __builtin_cpu_supports("bmi") && __builtin_cpu_supports("popcnt");
+  const bool bits =
+      __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt");
   if (isa == Isa::kAvx2) return bits && __builtin_cpu_supports("avx2");
   return bits && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl");
@@ -62,7 +62,7 @@ bool has_isa(Isa isa) {
   if (!popcnt || !system_saves) return false;
   const auto saved = _xgetbv(0);
   __cpuidex(regs, 7, 0);
-  const bool bmi = (regs[1] & 1 << 3) != 0;
+  const bool bmi = (regs[1] & 1 << 3) != 0 && (regs[1] & 1 << 8) != 0;
   if (isa == Isa::kAvx2) return bmi && (saved & 6) == 6 && (regs[1] & 1 << 5) != 0;
   return bmi && (saved & 0xE6) == 0xE6 && (regs[1] & 1 << 16) != 0 && (regs[1] & 1 << 30) != 0 &&
          (static_cast<unsigned>(regs[1]) & 1u << 31) != 0;

@@ -9,20 +9,17 @@ namespace chapbook {
 inline constexpr size_t kBlock = 64;
 inline constexpr size_t kTile = 4096;  // bytes scanned at a time; what it takes stays in the first cache
 
-// A stretch without white space and punctuation, or one character of punctuation.
-struct Stretch {
-  uint16_t at;
-  uint16_t length;
-};
+// A stretch is what lies between white space, or one character of punctuation.
+//
+// Reads `n` <= kTile bytes of `text`, writes them to `copy` with A-Z lowered where `lower`, and where
+// their stretches start and end, in order. `copy`, `starts` and `ends` have room for n rounded up to
+// kBlock, and kBlock more; `copy` is zero behind n. Nothing behind text + n is read. Returns how many
+// stretches there are.
+using Scan = size_t (*)(const uint8_t* text, size_t n, bool lower, uint8_t* copy, uint16_t* starts, uint16_t* ends);
 
-// Reads `n` <= kTile bytes of `text`, writes them to `copy` with A-Z lowered where `lower`, and their
-// stretches in order. `copy` has room for n rounded up to kBlock and is zero behind n; `stretches`
-// has room for n rounded up to kBlock. Nothing behind text + n is read. Returns how many stretches.
-using Scan = size_t (*)(const uint8_t* text, size_t n, bool lower, uint8_t* copy, Stretch* stretches);
-
-size_t scan_scalar(const uint8_t* text, size_t n, bool lower, uint8_t* copy, Stretch* stretches);
-size_t scan_avx2(const uint8_t* text, size_t n, bool lower, uint8_t* copy, Stretch* stretches);
-size_t scan_avx512(const uint8_t* text, size_t n, bool lower, uint8_t* copy, Stretch* stretches);
+size_t scan_scalar(const uint8_t* text, size_t n, bool lower, uint8_t* copy, uint16_t* starts, uint16_t* ends);
+size_t scan_avx2(const uint8_t* text, size_t n, bool lower, uint8_t* copy, uint16_t* starts, uint16_t* ends);
+size_t scan_avx512(const uint8_t* text, size_t n, bool lower, uint8_t* copy, uint16_t* starts, uint16_t* ends);
 
 enum class Isa { kScalar, kAvx2, kAvx512 };
 

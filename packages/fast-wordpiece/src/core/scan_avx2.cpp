@@ -5,7 +5,6 @@
 
 #include <immintrin.h>
 
-#include <algorithm>
 #include <cstring>
 
 namespace chapbook {
@@ -55,12 +54,18 @@ inline Masks masks_of(const uint8_t* text, bool lower, uint8_t* copy) {
   return {join(a.boundary, b.boundary), join(a.punctuation, b.punctuation)};
 }
 
+inline Masks last_masks_of(const uint8_t* text, size_t n, bool lower, uint8_t* copy) {
+  uint8_t block[kBlock] = {};
+  std::memcpy(block, text, n);
+  return masks_of(block, lower, copy);
+}
+
 #include "scan_blocks.inc"
 
 }  // namespace
 
-size_t scan_avx2(const uint8_t* text, size_t n, bool lower, uint8_t* copy, Stretch* stretches) {
-  return scan_blocks(text, n, lower, copy, stretches);
+size_t scan_avx2(const uint8_t* text, size_t n, bool lower, uint8_t* copy, uint16_t* starts, uint16_t* ends) {
+  return scan_blocks(text, n, lower, copy, starts, ends);
 }
 
 }  // namespace chapbook

@@ -5,7 +5,6 @@
 
 #include <immintrin.h>
 
-#include <algorithm>
 #include <cstring>
 
 namespace chapbook {
@@ -21,8 +20,7 @@ inline uint64_t between(__m512i bytes, int low, int high) {
   return _mm512_cmple_epu8_mask(shifted, _mm512_set1_epi8(static_cast<char>(high - low)));
 }
 
-inline Masks masks_of(const uint8_t* text, bool lower, uint8_t* copy) {
-  const __m512i bytes = _mm512_loadu_si512(text);
+inline Masks masks_of(__m512i bytes, bool lower, uint8_t* copy) {
   const uint64_t upper = between(bytes, 'A', 'Z');
   const uint64_t word = upper | between(bytes, '0', '9') | between(bytes, 'a', 'z');
   // Printable ASCII that is no letter, digit or space is punctuation.
@@ -35,12 +33,20 @@ inline Masks masks_of(const uint8_t* text, bool lower, uint8_t* copy) {
   return {space | punctuation, punctuation};
 }
 
+inline Masks masks_of(const uint8_t* text, bool lower, uint8_t* copy) {
+  return masks_of(_mm512_loadu_si512(text), lower, copy);
+}
+
+inline Masks last_masks_of(const uint8_t* text, size_t n, bool lower, uint8_t* copy) {
+  return masks_of(_mm512_maskz_loadu_epi8((1ull << n) - 1, text), lower, copy);
+}
+
 #include "scan_blocks.inc"
 
 }  // namespace
 
-size_t scan_avx512(const uint8_t* text, size_t n, bool lower, uint8_t* copy, Stretch* stretches) {
-  return scan_blocks(text, n, lower, copy, stretches);
+size_t scan_avx512(const uint8_t* text, size_t n, bool lower, uint8_t* copy, uint16_t* starts, uint16_t* ends) {
+  return scan_blocks(text, n, lower, copy, starts, ends);
 }
 
 }  // namespace chapbook

@@ -1,7 +1,7 @@
 """The compiled form of a tokenizer: settings in, tries and tables out, and the `.fwp` file.
 
 A `.fwp` file is the block of memory that the core works on. It is mapped, checked and used as it
-lies there, so that loading costs no parsing; the vocabulary's spelling is read when it is asked for.
+lies there, so that loading costs no parsing; the spelling of the vocabulary is read on demand.
 """
 
 import json

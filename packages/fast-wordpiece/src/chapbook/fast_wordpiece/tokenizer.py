@@ -5,9 +5,11 @@ given out is, id by id and offset by offset, what Hugging Face's `tokenizers` gi
 """
 
 import os
+import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,6 +29,7 @@ from chapbook.fast_wordpiece.settings import (
 if TYPE_CHECKING:
     from chapbook.fast_wordpiece.hf import HFTokenizer
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 OWN: Any = object()  # the tokenizer's own truncation or padding
 Errors = Literal["strict", "replace"]
 OffsetUnit = Literal["char", "byte"]
@@ -537,15 +540,10 @@ def _restored(block: bytes, light: Settings) -> Tokenizer:
 
 
 def _mended(texts: Iterable[Any], is_pretokenized: bool) -> list[Any]:
-    """Puts U+FFFD in the place of lone surrogates."""
+    """Puts U+FFFD in the place of each lone surrogate."""
     if is_pretokenized:
         return [_mended(words, False) for words in texts]
-    return [
-        text
-        if not isinstance(text, str) or text.isascii()
-        else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        for text in texts
-    ]
+    return [_SURROGATE.sub("\ufffd", text) if isinstance(text, str) else text for text in texts]
 
 
 _in_fork = False
@@ -561,7 +559,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _threads(wanted: int | None) -> int:
-    """Returns how many threads to use: all at hand, but one in children of a fork.
+    """Returns how many threads to use: all at hand, but one in a child process.
 
     There the parent's other workers, such as a data loader's, want the processors too.
     """
@@ -569,9 +567,16 @@ def _threads(wanted: int | None) -> int:
         if wanted < 1:
             raise ValueError(f"num_threads is {wanted} and must be at least 1")
         return wanted
-    return 1 if _in_fork else processors()
+    return 1 if _in_fork or _is_worker() else processors()
 
 
+def _is_worker() -> bool:
+    """Whether `multiprocessing` started this process, in whatever way."""
+    process = sys.modules.get("multiprocessing.process")
+    return process is not None and process.parent_process() is not None
+
+
+@cache
 def processors() -> int:
     """Returns how many processors this process may use, by affinity and by control group."""
     count = (
