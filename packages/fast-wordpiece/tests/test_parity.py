@@ -354,9 +354,8 @@ def encoders(settings: Settings) -> dict[str, _core.Encoder]:
 def flat(encoder: _core.Encoder, data: np.ndarray, starts: Any, ends: Any, **options: bool) -> list:
     """The arrays that an encoder makes of texts in a buffer."""
     wanted = [options.get(name, False) for name in ("special", "offsets", "words", "bytes")]
-    return encoder.encode_flat(
-        data, np.asarray(starts, np.int64), np.asarray(ends, np.int64), None, *wanted, False, 1
-    )
+    places = np.asarray(starts, np.int64), np.asarray(ends, np.int64)
+    return list(encoder.encode_flat(data, *places, None, *wanted, overflow=False, threads=1))
 
 
 def assert_all_equal(results: list[list]) -> None:

@@ -4,7 +4,6 @@ Names are imported on first use, so that a package without JAX never loads it.
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from chapbook.core.errors import Error, MissingExtra, TableError
@@ -49,7 +48,6 @@ _HOME = {name: home for home, held in _HOMES.items() for name in held.split()}
 _MODULES = ("cli", "datasets", "io")
 _EXTRA = ("jax", "equinox", "optax", "orbax", "safetensors")
 
-__version__ = version("chapbook-core")
 __all__ = [
     "RULES", "Batches", "Checkpoints", "Error", "Log", "MissingExtra", "Policy", "Result", "Run",
     "Stop", "TableError", "append_jsonl", "arrays", "axes", "cli", "compile_step", "configure",
@@ -61,6 +59,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("importlib.metadata").version("chapbook-core")
     if name in _MODULES:
         return import_module(f"chapbook.core.{name}")
     if name not in _HOME:

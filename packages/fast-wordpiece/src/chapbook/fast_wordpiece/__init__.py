@@ -4,7 +4,6 @@ Every public name is imported on first use.
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
     from chapbook.fast_wordpiece.tokenizer import Tokenizer
     from chapbook.fast_wordpiece.train import train_vocab
 
+    __version__: str
+
 _HOMES = {
     "encoding": "Encoding EncodingBatch",
     "files": "UnsupportedTokenizerError",
@@ -31,7 +32,6 @@ _HOMES = {
 }
 _HOME = {name: home for home, held in _HOMES.items() for name in held.split()}
 
-__version__ = version("chapbook-fast-wordpiece")
 __all__ = [
     "AddedToken", "Encoding", "EncodingBatch", "Normalizer", "Padding", "Settings",
     "SettingsError", "Template", "Tokenizer", "Truncation", "UnsupportedTokenizerError",
@@ -40,6 +40,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("importlib.metadata").version("chapbook-fast-wordpiece")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

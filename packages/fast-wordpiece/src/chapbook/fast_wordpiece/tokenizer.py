@@ -349,8 +349,16 @@ class Tokenizer:
         """
         encoder = self._ready(False, add_special_tokens, OWN)
         is_arrow = hasattr(texts, "__arrow_c_array__") or hasattr(texts, "__arrow_c_stream__")
+        threads = _threads(num_threads)
+        if self._model.unknown == _core.NO_ID:  # Ids must be seen to tell which text needs it.
+            wanted = (add_special_tokens, False, False, False, False, threads)
+            if is_arrow:
+                *rows, _ = _core.encode_arrow(encoder, texts, *wanted)
+            else:
+                rows = encoder.encode_batch(texts, None, False, *wanted)
+            return self._batch(rows, False, add_special_tokens, None).lengths
         count = partial(_core.count_arrow, encoder) if is_arrow else encoder.count_batch
-        return count(texts, add_special_tokens, _threads(num_threads))
+        return count(texts, add_special_tokens, threads)
 
     def stream(
         self, texts: Iterable[str], batch_bytes: int = 1 << 20, **options: Any
