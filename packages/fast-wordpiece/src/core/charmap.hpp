@@ -5,10 +5,13 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
+#include <cstdlib>
 #include <map>
+#include <memory>
+#include <new>
 #include <span>
-#include <unordered_map>
 #include <vector>
 
 #include "properties.hpp"
@@ -55,29 +58,40 @@ class CharMapView {
 // The symbols of a vocabulary: its distinct characters, the frequent ones first.
 class Symbols {
  public:
-  void count(uint32_t cp) { ++counts_[cp]; }
+  Symbols() : counts_(zeros()), ids_(zeros()) {}
+
+  void count(uint32_t cp) {
+    if (counts_[cp]++ == 0) chars_.push_back(cp);
+  }
 
   void number() {
-    std::vector<std::pair<uint32_t, uint32_t>> order;  // (count, code point)
-    order.reserve(counts_.size());
-    for (const auto& [cp, count] : counts_) order.emplace_back(count, cp);
-    std::sort(order.begin(), order.end(), [](const auto& a, const auto& b) {
-      return a.first != b.first ? a.first > b.first : a.second < b.second;
+    std::sort(chars_.begin(), chars_.end(), [this](uint32_t a, uint32_t b) {
+      return counts_[a] != counts_[b] ? counts_[a] > counts_[b] : a < b;
     });
-    for (const auto& [count, cp] : order) ids_.emplace(cp, static_cast<uint32_t>(ids_.size() + 1));
+    uint32_t id = 0;
+    for (uint32_t cp : chars_) ids_[cp] = ++id;
   }
 
   // Returns the symbol of a character, 0 where no piece holds it.
-  uint32_t operator[](uint32_t cp) const {
-    const auto found = ids_.find(cp);
-    return found == ids_.end() ? 0 : found->second;
-  }
-  uint32_t size() const { return static_cast<uint32_t>(ids_.size()); }
-  const std::unordered_map<uint32_t, uint32_t>& all() const { return ids_; }
+  uint32_t operator[](uint32_t cp) const { return ids_[cp]; }
+  uint32_t size() const { return static_cast<uint32_t>(chars_.size()); }
+  const std::vector<uint32_t>& chars() const { return chars_; }
 
  private:
-  std::unordered_map<uint32_t, uint32_t> counts_;
-  std::unordered_map<uint32_t, uint32_t> ids_;
+  struct Free {
+    void operator()(uint32_t* memory) const { std::free(memory); }
+  };
+  using Numbers = std::unique_ptr<uint32_t[], Free>;
+
+  // calloc leaves pages that are never written to the system.
+  static Numbers zeros() {
+    Numbers made(static_cast<uint32_t*>(std::calloc(0x110000, sizeof(uint32_t))));
+    if (made == nullptr) throw std::bad_alloc();
+    return made;
+  }
+
+  Numbers counts_, ids_;  // by code point
+  std::vector<uint32_t> chars_;
 };
 
 // Builds two maps: `raw` from characters of the text, `normal` from characters that are normalised
@@ -91,36 +105,41 @@ class CharMapBuilder {
                  const NormalizerOptions& options, bool bare_words)
       : symbols_(symbols), trie_(trie), unknown_(unknown), max_chars_(max_chars), options_(options), bare_words_(bare_words) {
     std::vector<bool> named(Properties::kPages);
-    for (const auto& [cp, symbol] : symbols.all()) named[cp >> Properties::kPageBits] = true;
+    for (uint32_t cp : symbols.chars()) named[cp >> Properties::kPageBits] = true;
     pool.push_back(0);
     for (uint32_t page = 0; page < Properties::kPages; ++page) {
-      const bool plain = !named[page] && properties_.page_is_plain(page);
-      normal_pages.push_back(plain ? plain_page() : add_page(page, false));
-      raw_pages.push_back(plain ? plain_page() : add_page(page, true));
+      const bool uniform = !named[page] && properties_.is_uniform(page);
+      normal_pages.push_back(add_page(page, uniform, [this](uint32_t cp) { return normal_entry(cp); }));
+      raw_pages.push_back(add_page(page, uniform, [this](uint32_t cp) { return raw_entry(cp); }));
     }
   }
 
  private:
-  // All characters of a plain page are letters that no piece holds.
-  uint16_t plain_page() {
-    if (plain_ < 0) plain_ = intern(std::vector<uint32_t>(Properties::kPageSize, CharEntry::make(CharEntry::kLetter)));
-    return static_cast<uint16_t>(plain_);
-  }
+  using Page = std::array<uint32_t, Properties::kPageSize>;
 
-  uint16_t add_page(uint32_t page, bool raw) {
-    std::vector<uint32_t> made(Properties::kPageSize);
-    for (uint32_t i = 0; i < Properties::kPageSize; ++i) {
-      const uint32_t cp = page << Properties::kPageBits | i;
-      made[i] = raw ? raw_entry(cp) : normal_entry(cp);
+  template <class Make>
+  uint16_t add_page(uint32_t page, bool uniform, Make&& make) {
+    const uint32_t first = page << Properties::kPageBits;
+    if (uniform) {
+      // Few values fill whole pages: each such page is made once.
+      const uint32_t entry = make(first);
+      const auto [found, fresh] = uniform_.emplace(entry, uint16_t{0});
+      if (fresh) {
+        Page made;
+        made.fill(entry);
+        found->second = append(made);
+      }
+      return found->second;
     }
-    return intern(std::move(made));
+    Page made;
+    for (uint32_t i = 0; i < Properties::kPageSize; ++i) made[i] = make(first | i);
+    return append(made);
   }
 
-  uint16_t intern(std::vector<uint32_t> made) {
-    const auto next = static_cast<uint16_t>(entries.size() >> Properties::kPageBits);
-    const auto [found, fresh] = known_.emplace(std::move(made), next);
-    if (fresh) entries.insert(entries.end(), found->first.begin(), found->first.end());
-    return found->second;
+  uint16_t append(const Page& page) {
+    const auto number = static_cast<uint16_t>(entries.size() >> Properties::kPageBits);
+    entries.insert(entries.end(), page.begin(), page.end());
+    return number;
   }
 
   uint32_t normal_entry(uint32_t cp) const {
@@ -143,7 +162,8 @@ class CharMapBuilder {
       if (properties_.is(cp, Properties::kControl)) return CharEntry::make(CharEntry::kDeleted);
       if (properties_.is(cp, Properties::kSpaceClean)) return CharEntry::make(CharEntry::kSpace);
     }
-    std::vector<uint32_t> parts;
+    std::vector<uint32_t>& parts = parts_;
+    parts.clear();
     bool reordered = false;
     auto take = [&](uint32_t c) {
       if (options_.strip_accents) {
@@ -187,8 +207,8 @@ class CharMapBuilder {
   const uint32_t max_chars_;
   const NormalizerOptions options_;
   const bool bare_words_;  // no character ends a word
-  std::map<std::vector<uint32_t>, uint16_t> known_;
-  int plain_ = -1;
+  std::map<uint32_t, uint16_t> uniform_;  // the page that is filled with an entry
+  std::vector<uint32_t> parts_;
 };
 
 }  // namespace chapbook

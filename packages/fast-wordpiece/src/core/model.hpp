@@ -122,38 +122,52 @@ class Model {
 inline std::shared_ptr<const Model> Model::compile(const std::vector<VocabPiece>& pieces,
                                                    const ModelOptions& options,
                                                    std::string_view settings) {
-  const std::u32string mark = to_utf32(options.mark);
-  std::vector<TriePiece> initial, continuing;
+  // The characters of all pieces one behind the other, which then become symbols in place.
+  std::vector<uint32_t> text;
+  struct Spelling {
+    size_t begin, length;  // without the mark
+    size_t mark;           // characters of the mark before that
+    int32_t id;
+  };
+  std::vector<Spelling> spellings;
+  spellings.reserve(pieces.size());
   std::vector<uint16_t> chars;
   Symbols symbols;
+  const size_t mark_length = to_utf32(options.mark).size();
   for (const VocabPiece& piece : pieces) {
     if (piece.id < 0 || piece.id > kMaxId) throw std::length_error("ids go from 0 to 16777215");
-    std::u32string text = to_utf32(piece.text);
-    const bool continues = text.starts_with(mark);
-    const size_t length = text.size() - (continues ? mark.size() : 0);
+    const size_t begin = text.size();
+    const auto* p = reinterpret_cast<const uint8_t*>(piece.text.data());
+    for (const auto* end = p + piece.text.size(); p < end;) {
+      const Decoded d = decode(p, end);
+      text.push_back(d.cp);
+      p += d.bytes;
+    }
+    const size_t marked = piece.text.starts_with(options.mark) ? mark_length : 0;
+    const size_t length = text.size() - begin - marked;
     if (length > 255) throw std::length_error("a piece has more than 255 characters");
     if (static_cast<size_t>(piece.id) >= chars.size()) chars.resize(static_cast<size_t>(piece.id) + 1);
     chars[static_cast<size_t>(piece.id)] = static_cast<uint16_t>(length);
-    if (text.empty()) continue;
-    const bool literal = !continues || (options.literal_marks && !mark.empty());
-    if (literal) {
-      for (char32_t c : text) symbols.count(c);
-    }
-    if (continues && length > 0) {
-      std::u32string rest = text.substr(mark.size());
-      for (char32_t c : rest) symbols.count(c);
-      continuing.push_back({std::move(rest), piece.id});
-    }
-    if (literal) initial.push_back({std::move(text), piece.id});
+    spellings.push_back({begin + marked, length, marked, piece.id});
+    for (size_t i = begin + marked; i < text.size(); ++i) symbols.count(text[i]);
+  }
+  if (options.literal_marks) {
+    for (char32_t c : to_utf32(options.mark)) symbols.count(c);
   }
   symbols.number();
-  if (mark.empty()) initial = continuing;
-  for (auto* list : {&initial, &continuing}) {
-    for (TriePiece& piece : *list) {
-      for (char32_t& c : piece.symbols) c = symbols[c];
+  for (uint32_t& c : text) c = symbols[c];
+  std::vector<TriePiece> initial, continuing;
+  for (const Spelling& each : spellings) {
+    const auto spelled = [&](size_t before) {
+      return TriePiece{{text.data() + each.begin - before, each.length + before}, each.id};
+    };
+    const bool continues = each.mark > 0 || mark_length == 0;
+    if (continues && each.length > 0) continuing.push_back(spelled(0));
+    if (mark_length == 0 ? each.length > 0 : !continues ? each.length > 0 : options.literal_marks) {
+      initial.push_back(spelled(each.mark));
     }
   }
-  TrieBuilder trie(std::move(initial), std::move(continuing), mark.empty(), symbols.size());
+  TrieBuilder trie(std::move(initial), std::move(continuing), mark_length == 0, symbols.size());
   const TrieView view(trie.nodes, trie.pool, trie.suffix_root);
   const CharMapBuilder map(symbols, view, options.unknown, options.max_chars, options.normalizer,
                            options.literal_marks);

@@ -4,9 +4,11 @@
 // standard: see tools/probe_unicode.py.
 #pragma once
 
+#include <algorithm>
 #include <array>
+#include <cstddef>
 #include <cstdint>
-#include <span>
+#include <map>
 #include <vector>
 
 #include "unicode_tables.hpp"
@@ -40,6 +42,8 @@ class Properties {
     uint8_t ccc = 0;         // canonical combining class
     uint16_t decompose = 0;  // index into unicode::kDecompose plus one, or 0
     uint16_t lower = 0;      // the same into unicode::kLower
+
+    bool operator==(const Entry&) const = default;
   };
 
   static const Properties& get() {
@@ -88,9 +92,9 @@ class Properties {
     for (uint32_t i = 0; i < mapping.length; ++i) emit(unicode::kLowerPool[mapping.offset + i]);
   }
 
-  // True where every code point of this page of 256 is without properties, so that a table built
-  // over all code points can share one page for them.
-  bool page_is_plain(uint32_t page) const { return pages_[page] == 0 && !is_hangul_page(page); }
+  // True where all code points of this page of 256 have the same properties and map to themselves, so
+  // that a table over all code points need look at one of them.
+  bool is_uniform(uint32_t page) const { return uniform_[page]; }
 
   static constexpr uint32_t kPageBits = 8;
   static constexpr uint32_t kPageSize = 1u << kPageBits;
@@ -105,10 +109,26 @@ class Properties {
     return page >= kHangulFirst >> kPageBits && page <= (kHangulFirst + kHangulCount - 1) >> kPageBits;
   }
 
-  Properties() : entries_(kPageSize) {
+  Properties() : entries_(kPageSize), shared_{true} {
+    // Whole pages that get the same flags stay one page, which keeps the table small.
     auto flag = [this](const auto& ranges, uint16_t bit) {
+      std::map<uint16_t, uint16_t> flagged;  // pages, and what they become with this flag
       for (const auto& range : ranges) {
-        for (uint32_t cp = range.first; cp <= range.last; ++cp) own(cp).flags |= bit;
+        for (uint32_t cp = range.first; cp <= range.last;) {
+          if (cp % kPageSize != 0 || range.last - cp < kPageSize - 1) {
+            own(cp++).flags |= bit;
+            continue;
+          }
+          uint16_t& page = pages_[cp >> kPageBits];
+          const auto [found, fresh] = flagged.emplace(page, uint16_t{0});
+          if (fresh) {
+            found->second = copy(page, true);
+            Entry* const first = &entries_[static_cast<size_t>(found->second) << kPageBits];
+            for (uint32_t i = 0; i < kPageSize; ++i) first[i].flags |= bit;
+          }
+          page = found->second;
+          cp += kPageSize;
+        }
       }
     };
     flag(unicode::kControl, kControl);
@@ -126,19 +146,33 @@ class Properties {
     for (const auto& mapping : unicode::kDecompose) own(mapping.cp).decompose = ++index;
     index = 0;
     for (const auto& mapping : unicode::kLower) own(mapping.cp).lower = ++index;
+    for (uint32_t page = 0; page < kPages; ++page) {
+      const Entry* const first = &entries_[static_cast<size_t>(pages_[page]) << kPageBits];
+      uniform_[page] = !is_hangul_page(page) && first->decompose == 0 && first->lower == 0 &&
+                       std::all_of(first, first + kPageSize, [&](const Entry& entry) { return entry == *first; });
+    }
   }
 
+  // Returns the entry of a code point on a page that no other code points share.
   Entry& own(uint32_t cp) {
     uint16_t& page = pages_[cp >> kPageBits];
-    if (page == 0) {
-      page = static_cast<uint16_t>(entries_.size() >> kPageBits);
-      entries_.resize(entries_.size() + kPageSize);
-    }
+    if (shared_[page]) page = copy(page, false);
     return entries_[static_cast<size_t>(page) << kPageBits | (cp & kPageMask)];
   }
 
+  uint16_t copy(uint16_t page, bool shared) {
+    const auto made = static_cast<uint16_t>(shared_.size());
+    shared_.push_back(shared);
+    entries_.resize(entries_.size() + kPageSize);
+    const auto from = entries_.begin() + (static_cast<std::ptrdiff_t>(page) << kPageBits);
+    std::copy(from, from + kPageSize, entries_.end() - kPageSize);
+    return made;
+  }
+
   std::array<uint16_t, kPages> pages_{};
+  std::array<bool, kPages> uniform_{};
   std::vector<Entry> entries_;
+  std::vector<bool> shared_;  // whether several pages of code points lie there
 };
 
 }  // namespace chapbook

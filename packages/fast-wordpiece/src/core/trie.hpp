@@ -16,7 +16,6 @@
 #include <numeric>
 #include <span>
 #include <stdexcept>
-#include <string>
 #include <vector>
 
 namespace chapbook {
@@ -31,8 +30,9 @@ struct Node {
 };
 static_assert(sizeof(Node) == 16);
 
+// A piece as symbols.
 struct TriePiece {
-  std::u32string symbols;
+  std::span<const uint32_t> symbols;
   int32_t id;
 };
 
@@ -76,7 +76,7 @@ class TrieView {
   int32_t suffix_root_ = 1;
 };
 
-// Builds the arrays. `initial` and `continuing` hold symbols, not characters.
+// Builds the arrays.
 class TrieBuilder {
  public:
   std::vector<Node> nodes;
@@ -127,7 +127,10 @@ class TrieBuilder {
 
   static void sort(std::vector<TriePiece>& pieces) {
     std::sort(pieces.begin(), pieces.end(),
-              [](const TriePiece& a, const TriePiece& b) { return a.symbols < b.symbols; });
+              [](const TriePiece& a, const TriePiece& b) {
+                return std::lexicographical_compare(a.symbols.begin(), a.symbols.end(), b.symbols.begin(),
+                                                    b.symbols.end());
+              });
   }
 
   void place_children(const Task& task, std::vector<Task>& queue) {
