@@ -137,6 +137,30 @@ def test_words_that_come_cut_are_encoded_as_by_tokenizers(differential, vocab):
         assert_same(settings, ours, hf, first, second, is_pretokenized=True)
 
 
+@pytest.mark.parametrize("mark", ["a", "@", "@@", "#", "ab", "é", "\u2581", "+a", ""])
+@pytest.mark.parametrize("limit", [100, 3, 0])
+def test_any_mark_is_read_as_by_tokenizers(mark, limit, differential):
+    pytest.importorskip("tokenizers")
+    rng = random.Random(f"{mark} {limit}")
+    for _ in range(6):
+        pieces = ["".join(rng.choices("ab@#é", k=rng.randrange(1, 4))) for _ in range(20)]
+        pieces += [mark, mark * 2, "a", f"{mark}a", f"{mark}b", *(mark + p for p in pieces[::2])]
+        vocab = {
+            p: number for number, p in enumerate(["[UNK]", *dict.fromkeys(filter(None, pieces))])
+        }
+        settings = Settings(
+            vocab,
+            mark=mark,
+            max_input_chars_per_word=limit,
+            normalizer=Normalizer(lowercase=False),
+        )
+        ours, hf = Tokenizer(settings), differential.huggingface(settings)
+        for _ in range(40):
+            text = "".join(rng.choices(("a", "b", "@", "#", "é", " ", "\u2581", "ab", mark), k=9))
+            assert_same(settings, ours, hf, text)
+            assert ours.encode_ids(text).tolist() == hf.encode(text).ids
+
+
 CONTENTS = (
     "<m>",
     "<m",

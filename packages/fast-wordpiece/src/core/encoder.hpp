@@ -240,7 +240,7 @@ class Encoder {
       } else {
         size_t at = first;
         for (size_t i = from; i < out.ids.size(); ++i) {
-          const size_t next = at + model.chars_of(out.ids[i]);
+          const size_t next = at + model.chars_of(out.ids[i], i == from);
           out.offsets.push({chars[at].start, chars[next - 1].end});
           at = next;
         }

@@ -35,8 +35,7 @@ struct ModelOptions {
   std::string mark = "##";
   int32_t unknown = kNoId;
   uint32_t max_chars = 100;
-  // For words that come as they are: no character ends a word, and pieces with the mark also match
-  // under their literal spelling at its start. BERT's pre-tokeniser never lets `#` into a word.
+  // For words that come as they are: no character ends a word, and any may hold the mark.
   bool literal_marks = false;
 };
 
@@ -76,12 +75,17 @@ class Model {
   bool literal_marks = false;
   int32_t unknown = kNoId;
   uint32_t max_chars = 100;
-  std::span<const uint16_t> piece_chars;  // by id: characters without the mark; 0: not a piece
+  uint32_t mark_chars = 0;
+  std::span<const uint16_t> piece_chars;  // by id: characters without the mark, and kMarked
   std::string_view settings;
   std::span<const std::byte> block;
 
-  uint32_t chars_of(int32_t id) const {
-    return static_cast<size_t>(id) < piece_chars.size() ? piece_chars[static_cast<size_t>(id)] : 0;
+  // Returns how many characters of a word a piece stands for. At the start of a word, the mark is
+  // part of what a piece is spelled like.
+  uint32_t chars_of(int32_t id, bool at_start) const {
+    if (static_cast<size_t>(id) >= piece_chars.size()) return 0;
+    const uint32_t chars = piece_chars[static_cast<size_t>(id)];
+    return (chars & ~kMarked) + (at_start && (chars & kMarked) != 0 ? mark_chars : 0);
   }
 
  private:
@@ -96,8 +100,8 @@ class Model {
     int32_t unknown;
     uint32_t max_chars;
     int32_t suffix_root;
-    uint8_t clean_text, handle_chinese_chars, strip_accents, lowercase, tf_text, literal_marks;
-    uint8_t unused[2];
+    uint8_t clean_text, handle_chinese_chars, strip_accents, lowercase, tf_text, literal_marks, mark_chars;
+    uint8_t unused[1];
     uint64_t offsets[kSections];
     uint64_t sizes[kSections];
   };
@@ -105,6 +109,7 @@ class Model {
   static constexpr uint32_t kByteOrder = 0x01020304;
   static constexpr uint32_t kVersion = 1;
   static constexpr size_t kAlign = 64;
+  static constexpr uint32_t kMarked = 0x8000;
   static constexpr size_t kSummedFrom = offsetof(Header, size);
 
   template <class T>
@@ -133,7 +138,15 @@ inline std::shared_ptr<const Model> Model::compile(const std::vector<VocabPiece>
   spellings.reserve(pieces.size());
   std::vector<uint16_t> chars;
   Symbols symbols;
-  const size_t mark_length = to_utf32(options.mark).size();
+  const std::u32string mark = to_utf32(options.mark);
+  const size_t mark_length = mark.size();
+  if (mark_length > 255) throw std::length_error("the mark has more than 255 characters");
+  // Pieces with the mark also match as they are spelled, at the start of a word. BERT's pre-tokeniser
+  // cuts at `#`, so most often no word holds the mark, or a word is no more than it.
+  const bool mark_in_words =
+      options.literal_marks || std::none_of(mark.begin(), mark.end(), [](char32_t c) {
+        return Properties::get().is(c, Properties::kWhiteSpace | Properties::kPunctuation);
+      });
   for (const VocabPiece& piece : pieces) {
     if (piece.id < 0 || piece.id > kMaxId) throw std::length_error("ids go from 0 to 16777215");
     const size_t begin = text.size();
@@ -147,13 +160,11 @@ inline std::shared_ptr<const Model> Model::compile(const std::vector<VocabPiece>
     const size_t length = text.size() - begin - marked;
     if (length > 255) throw std::length_error("a piece has more than 255 characters");
     if (static_cast<size_t>(piece.id) >= chars.size()) chars.resize(static_cast<size_t>(piece.id) + 1);
-    chars[static_cast<size_t>(piece.id)] = static_cast<uint16_t>(length);
+    chars[static_cast<size_t>(piece.id)] = static_cast<uint16_t>(length | (marked > 0 ? kMarked : 0));
     spellings.push_back({begin + marked, length, marked, piece.id});
     for (size_t i = begin + marked; i < text.size(); ++i) symbols.count(text[i]);
   }
-  if (options.literal_marks) {
-    for (char32_t c : to_utf32(options.mark)) symbols.count(c);
-  }
+  for (char32_t c : mark) symbols.count(c);
   symbols.number();
   for (uint32_t& c : text) c = symbols[c];
   std::vector<TriePiece> initial, continuing;
@@ -163,7 +174,8 @@ inline std::shared_ptr<const Model> Model::compile(const std::vector<VocabPiece>
     };
     const bool continues = each.mark > 0 || mark_length == 0;
     if (continues && each.length > 0) continuing.push_back(spelled(0));
-    if (mark_length == 0 ? each.length > 0 : !continues ? each.length > 0 : options.literal_marks) {
+    const bool literal = each.mark > 0 && (mark_in_words || each.mark + each.length == 1);
+    if (each.mark == 0 ? each.length > 0 : literal) {
       initial.push_back(spelled(each.mark));
     }
   }
@@ -185,6 +197,7 @@ inline std::shared_ptr<const Model> Model::compile(const std::vector<VocabPiece>
   header.lowercase = options.normalizer.lowercase;
   header.tf_text = options.normalizer.tf_text;
   header.literal_marks = options.literal_marks;
+  header.mark_chars = static_cast<uint8_t>(mark_length);
   const std::span<const std::byte> sections[kSections] = {
       std::as_bytes(std::span(trie.nodes)),     std::as_bytes(std::span(trie.pool)),
       std::as_bytes(std::span(map.raw_pages)),  std::as_bytes(std::span(map.normal_pages)),
@@ -239,6 +252,7 @@ inline std::shared_ptr<const Model> Model::open(std::span<const std::byte> block
   model->normalizer = {header.clean_text != 0, header.handle_chinese_chars != 0, header.strip_accents != 0,
                        header.lowercase != 0, header.tf_text != 0};
   model->literal_marks = header.literal_marks != 0;
+  model->mark_chars = header.mark_chars;
   model->unknown = header.unknown;
   model->max_chars = header.max_chars;
   model->piece_chars = model->section<uint16_t>(header, kPieceChars);
