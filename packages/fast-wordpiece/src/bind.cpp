@@ -8,8 +8,10 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <cstring>
 #include <optional>
+#include <type_traits>
 #include <span>
 
 #include "core/scan.hpp"
@@ -269,6 +271,47 @@ int64_t first_invalid_utf8(nb::handle data) {
   return found == bytes.size() ? -1 : static_cast<int64_t>(found);
 }
 
+// Writes ragged rows into a rectangle of int32 or int64, each at its left or right end.
+void fill_rows(nb::handle values, nb::handle bounds, nb::handle out, int64_t filling, bool at_right) {
+  auto array = [](nb::handle object, int type) {
+    nb::object made = nb::steal(PyArray_FROMANY(object.ptr(), type, 1, 1, NPY_ARRAY_CARRAY_RO));
+    if (!made.is_valid()) rethrow();
+    return made;
+  };
+  const nb::object from = array(values, NPY_INT32), ends = array(bounds, NPY_INT64);
+  auto* rows = reinterpret_cast<PyArrayObject*>(out.ptr());
+  if (!PyArray_Check(out.ptr()) || PyArray_NDIM(rows) != 2 || !PyArray_ISCARRAY(rows) ||
+      (PyArray_TYPE(rows) != NPY_INT32 && PyArray_ITEMSIZE(rows) != 8)) {
+    throw nb::type_error("out must be a contiguous array of int32 or int64 with two dimensions");
+  }
+  const auto* numbers = static_cast<const int32_t*>(PyArray_DATA(reinterpret_cast<PyArrayObject*>(from.ptr())));
+  const auto* limits = static_cast<const int64_t*>(PyArray_DATA(reinterpret_cast<PyArrayObject*>(ends.ptr())));
+  const npy_intp size = PyArray_DIM(reinterpret_cast<PyArrayObject*>(from.ptr()), 0);
+  const npy_intp count = PyArray_DIM(rows, 0), width = PyArray_DIM(rows, 1);
+  if (PyArray_DIM(reinterpret_cast<PyArrayObject*>(ends.ptr()), 0) != count + 1) throw nb::value_error("one bound more than rows");
+  for (npy_intp i = 0; i < count; ++i) {
+    if (limits[i] < 0 || limits[i + 1] < limits[i] || limits[i + 1] > size || limits[i + 1] - limits[i] > width) {
+      throw nb::value_error("the bounds do not fit the values and the width");
+    }
+  }
+  auto fill = [&](auto* to) {
+    using T = std::remove_pointer_t<decltype(to)>;
+    for (npy_intp i = 0; i < count; ++i, to += width) {
+      const int32_t* const begin = numbers + limits[i];
+      const npy_intp length = limits[i + 1] - limits[i], rest = width - length;
+      T* const start = at_right ? std::fill_n(to, rest, static_cast<T>(filling)) : to;
+      T* const end = std::copy_n(begin, length, start);
+      if (!at_right) std::fill_n(end, rest, static_cast<T>(filling));
+    }
+  };
+  const nb::gil_scoped_release release;
+  if (PyArray_ITEMSIZE(rows) == 4) {
+    fill(static_cast<int32_t*>(PyArray_DATA(rows)));
+  } else {
+    fill(static_cast<int64_t*>(PyArray_DATA(rows)));
+  }
+}
+
 void* import_numpy() {
   import_array();
   return nullptr;
@@ -333,6 +376,7 @@ NB_MODULE(_core, m) {
       .def("encode_flat", &encode_flat, "data"_a, "starts"_a, "ends"_a, "valid"_a.none(), "special"_a, "offsets"_a,
            "words"_a, "bytes"_a, "overflow"_a, "threads"_a);
 
+  m.def("fill_rows", &fill_rows, "values"_a, "bounds"_a, "out"_a, "filling"_a, "at_right"_a);
   m.def("first_invalid_utf8", &first_invalid_utf8, "data"_a);
   m.def("instruction_sets", [] {
     std::vector<std::string> names{"scalar"};

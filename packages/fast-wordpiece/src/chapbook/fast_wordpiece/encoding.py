@@ -100,14 +100,18 @@ class EncodingBatch:
     @cached_property
     def attention_mask(self) -> np.ndarray:
         """0 for padding tokens, 1 for others, shape (tokens,), int8."""
+        if self._padding is None:
+            return np.ones(len(self.ids), np.int8)
         return (self._kinds != PADDING).astype(np.int8)
 
     @cached_property
     def type_ids(self) -> np.ndarray:
         """The type id of each token, shape (tokens,), int32."""
         layout = self._layout
-        values = np.tile(np.array([type_id for _, _, type_id in layout], np.int32), (len(self), 1))
         template = self.tokenizer.light_settings.template
+        if not self._overflow.any() and len({type_id for _, _, type_id in layout}) == 1:
+            return np.full(len(self.ids), layout[0][2], np.int32)
+        values = np.tile(np.array([type_id for _, _, type_id in layout], np.int32), (len(self), 1))
         if template is not None and not (template.roberta and self._special):
             # Windows of overflow keep the types that their texts had before the template.
             for column, (kind, _, _) in enumerate(layout):
@@ -235,23 +239,17 @@ class EncodingBatch:
             )
         shape = (len(self), width)
         if out is None:
-            out = {
-                name: np.empty(shape, dtype)
-                for name in ("input_ids", "token_type_ids", "attention_mask")
-            }
+            names = ("input_ids", "token_type_ids", "attention_mask")
+            out = {name: np.empty(shape, dtype) for name in names}
         elif any(array.shape != shape for array in out.values()):
             raise ValueError(f"out must hold arrays of shape {shape}")
-        lengths = self.lengths
-        columns = np.arange(width)
-        here = columns >= width - lengths[:, None] if side == "left" else columns < lengths[:, None]
         for name, values, filling in (
-            ("input_ids", self.ids, padding.id),
-            ("token_type_ids", self.type_ids, padding.type_id),
-            ("attention_mask", self.attention_mask, 0),
+            ("input_ids", lambda: self.ids, padding.id),
+            ("token_type_ids", lambda: self.type_ids, padding.type_id),
+            ("attention_mask", lambda: self.attention_mask, 0),
         ):
             if name in out:
-                out[name][...] = filling
-                out[name][here] = values
+                _core.fill_rows(values(), self.row_offsets, out[name], filling, side == "left")
         return out
 
     def __arrow_c_schema__(self) -> object:
