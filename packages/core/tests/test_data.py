@@ -403,6 +403,9 @@ def test_only_large_batches_are_read_ahead_for_one_device(rows, taken, kind):
         batch = next(placed)["n"]
         assert batch.shape == (rows,) and batch[0] == 11
         assert placed.get_state() == {"taken": 11}
+        deadline = time.monotonic() + 5
+        while source.taken < 10 + taken and time.monotonic() < deadline:
+            time.sleep(0.005)
     assert source.taken == 10 + taken
 
 
