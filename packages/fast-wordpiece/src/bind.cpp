@@ -280,8 +280,8 @@ void fill_rows(nb::handle values, nb::handle bounds, nb::handle out, int64_t fil
   };
   const nb::object from = array(values, NPY_INT32), ends = array(bounds, NPY_INT64);
   auto* rows = reinterpret_cast<PyArrayObject*>(out.ptr());
-  if (!PyArray_Check(out.ptr()) || PyArray_NDIM(rows) != 2 || !PyArray_ISCARRAY(rows) ||
-      (PyArray_TYPE(rows) != NPY_INT32 && PyArray_ITEMSIZE(rows) != 8)) {
+  if (!PyArray_Check(out.ptr()) || PyArray_NDIM(rows) != 2 || !PyArray_ISCARRAY(rows) || !PyArray_ISSIGNED(rows) ||
+      (PyArray_ITEMSIZE(rows) != 4 && PyArray_ITEMSIZE(rows) != 8)) {
     throw nb::type_error("out must be a contiguous array of int32 or int64 with two dimensions");
   }
   const auto* numbers = static_cast<const int32_t*>(PyArray_DATA(reinterpret_cast<PyArrayObject*>(from.ptr())));
