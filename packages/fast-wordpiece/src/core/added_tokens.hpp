@@ -71,7 +71,7 @@ class AddedTokenSet {
       if (found.rstrip) stop = traits.space_after(stop);
       if (start > stop) continue;
       if (done < start) gap(done, start);
-      token(found.id, start, stop);
+      if (start < stop) token(found.id, start, stop);  // else a token before it took all of it
       done = stop;
     }
     if (done < n) gap(done, n);
