@@ -51,6 +51,7 @@ def test_the_rows_cover_the_text_and_give_the_tokenizers_ids(tokenizer):
     table = explain(tokenizer.with_truncation(3), text)
     ids = [number for row in table["ids"] for number in row]
     assert ids == encode(tokenizer.settings, text, add_special_tokens=False).ids
+    assert tokenizer.explain(text).equals(table)
     covered = set()
     for row in table.iter_rows(named=True):
         assert row["original"] == text[row["start"] : row["end"]]

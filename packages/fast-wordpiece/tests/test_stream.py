@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from chapbook.core import io
 from chapbook.core.errors import Error
 from chapbook.core.tables import write_table
 from chapbook.fast_wordpiece import Tokenizer, token_files
@@ -441,33 +442,33 @@ def test_a_full_disk_keeps_finished_parts(tokenizer, tmp_path, monkeypatch):
     assert report.resumed > 0 and encoded(output) == expected(tokenizer, ["hello"] * 500)
 
 
-def test_a_kill_between_publishing_and_tidying_up_is_tidied_up_by_the_next(tokenizer, tmp_path):
-    path, output = tmp_path / "d.txt", tmp_path / "o.jsonl"
+@pytest.mark.parametrize("name", ["o.parquet", "o.jsonl", "bin"])
+@pytest.mark.parametrize("mark_is_written", [False, True])
+def test_a_kill_between_publishing_and_tidying_up_is_made_good_by_the_next(
+    tokenizer, tmp_path, monkeypatch, name, mark_is_written
+):
+    path, output = tmp_path / "d.txt", tmp_path / name
     path.write_text("hello\n" * 50)
-    stopped(tokenizer, path, output, 40)
-    folder, copy = tmp_path / "o.jsonl.parts", tmp_path / "copy"
-    reading = Reading(batch_bytes=100)
-    shutil.copytree(folder, copy)
-    encode_files([path], output, tokenizer, reading, resume=True)
-    for line in ('{"done": true}\n', '{"done": true}\n{"published": true}\n'):
-        # The folder as it is while the last bytes are written: all parts, and the output itself.
-        shutil.copytree(copy, folder)
-        output.unlink()
-        with pytest.raises(KeyboardInterrupt):
-            encode_files(
-                [path], output, tokenizer, reading, resume=True, progress=_interrupt_at(50)
-            )
-        encode_files([path], output, tokenizer, reading, resume=True)
-        assert encoded(output) == expected(tokenizer, ["hello"] * 50), line
-        assert not folder.exists()
+    options = {"format": "bin" if name == "bin" else None, "part_bytes": 100}
+    append = io.append_jsonl
 
-
-def _interrupt_at(documents: int):
-    def progress(report) -> None:
-        if report.documents >= documents:
+    def killed(journal, row):
+        if "published" not in row or mark_is_written:
+            append(journal, row)
+        if "published" in row:
             raise KeyboardInterrupt
 
-    return progress
+    monkeypatch.setattr(token_files, "append_jsonl", killed)
+    with pytest.raises(KeyboardInterrupt):
+        encode_files([path], output, tokenizer, Reading(batch_bytes=50), **options)
+    monkeypatch.undo()
+    assert output.exists() and output.with_name(f"{name}.parts").exists()
+    report = encode_files(
+        [path], output, tokenizer, Reading(batch_bytes=50), resume=True, **options
+    )
+    assert report.documents == 50
+    assert encoded(output) == expected(tokenizer, ["hello"] * 50)
+    assert not output.with_name(f"{name}.parts").exists()
 
 
 def test_an_output_that_is_there_is_not_written_over(tokenizer, tmp_path):

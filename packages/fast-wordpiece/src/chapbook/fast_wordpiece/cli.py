@@ -115,7 +115,7 @@ Threads = Annotated[
     int | None, typer.Option("--threads", min=1, help="Threads; all processors if unset.")
 ]
 BatchBytes = Annotated[
-    int, typer.Option("--batch-bytes", parser=_size, metavar="SIZE", help="Text read at a time.")
+    Any, typer.Option("--batch-bytes", parser=_size, metavar="SIZE", help="Text read at a time.")
 ]
 NoSpecial = Annotated[
     bool, typer.Option("--no-special-tokens", help="Leave out the template's special tokens.")
@@ -177,10 +177,10 @@ def encode(
         bool, typer.Option("--resume", help="Go on after the last part that was finished.")
     ] = False,
     threads: Threads = None,
-    batch_bytes: BatchBytes = "1MiB",  # pyright: ignore[reportArgumentType]
+    batch_bytes: BatchBytes = "1MiB",
     part_bytes: Annotated[
         Any, typer.Option("--part-bytes", parser=_size, metavar="SIZE", help="Text of a part.")
-    ] = "64MiB",
+    ] = "32MiB",
     quiet: cli.Quiet = False,
     as_json: cli.Json = False,
 ) -> None:
@@ -254,7 +254,7 @@ def count(
     errors: InvalidBytes = "strict",
     on_error: OnError = "fail",
     threads: Threads = None,
-    batch_bytes: BatchBytes = "1MiB",  # pyright: ignore[reportArgumentType]
+    batch_bytes: BatchBytes = "1MiB",
     quiet: cli.Quiet = False,
     as_json: cli.Json = False,
 ) -> None:
@@ -349,8 +349,7 @@ def decode(
             file.writelines(f"{line}\n" for line in lines())
 
     if str(output) == "-":
-        for line in lines():
-            typer.echo(line)
+        sys.stdout.writelines(f"{line}\n" for line in lines())
     else:
         write_atomic(output, write)
 

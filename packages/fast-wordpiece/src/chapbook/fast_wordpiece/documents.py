@@ -496,7 +496,9 @@ class _ZstFile:
     """The lines of a zst file, to be read like a file."""
 
     def __init__(self, path: Path):
-        lines = pl.scan_lines(str(path), glob=False)
+        if not hasattr(pl, "scan_lines"):
+            raise Error(f"{path}: zst needs Polars 1.38 or newer", "pip install 'polars>=1.38'")
+        lines = pl.scan_lines(str(path), name="line", glob=False)
         self._frames = iter(lines.collect_batches(chunk_size=4096, maintain_order=True))
         self._held = bytearray()
 

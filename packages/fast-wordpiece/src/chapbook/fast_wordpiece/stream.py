@@ -31,7 +31,7 @@ from chapbook.fast_wordpiece.encoding import EncodingBatch
 from chapbook.fast_wordpiece.settings import SettingsError, Truncation
 from chapbook.fast_wordpiece.tokenizer import OWN, OffsetUnit, Tokenizer, _threads
 
-PART_BYTES = 64 << 20
+PART_BYTES = 32 << 20
 TOLD = 20  # faults that a report repeats
 
 Progress = Callable[["Report"], object]

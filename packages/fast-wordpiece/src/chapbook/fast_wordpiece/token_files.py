@@ -10,6 +10,7 @@ Notable choices:
 
 import contextlib
 import dataclasses
+import glob
 import itertools
 import json
 import os
@@ -87,10 +88,16 @@ class Parts:
     is_done: bool = False
     is_published: bool = False
 
+    @property
+    def part_kind(self) -> str:
+        """The kind of the parts; those that become one parquet file are packed only then."""
+        is_one = self.kind == "parquet" and self.folder != self.output
+        return "ipc" if is_one else self.kind
+
     def add(self, table: pl.DataFrame, facts: Mapping[str, Any]) -> None:
         """Writes the next part, and then what the journal says of it."""
         path = self._path(len(self.journal))
-        write_atomic(path, lambda part: _write(table, part, self.kind, self._metadata()))
+        write_atomic(path, lambda part: _write(table, part, self.part_kind, self._metadata()))
         row = {"part": path.name, "rows": table.height, **facts}
         append_jsonl(self.folder / "journal.jsonl", row)
         self.journal.append(row)
@@ -120,7 +127,7 @@ class Parts:
         self.is_published = True
 
     def _path(self, number: int) -> Path:
-        return self.folder / f"part-{number:05}{KINDS[self.kind]}"
+        return self.folder / f"part-{number:05}{KINDS[self.part_kind]}"
 
     def _metadata(self) -> dict[str, str]:
         return {FINGERPRINT: self.facts["tokenizer"], JOB: json.dumps(self.facts, sort_keys=True)}
@@ -243,7 +250,7 @@ def _write(table: pl.DataFrame, path: Path, kind: str, metadata: dict[str, str])
     if kind == "parquet":
         table.write_parquet(path, metadata=metadata)
     elif kind == "ipc":
-        table.write_ipc(path, compression="zstd")
+        table.write_ipc(path)
     elif kind == "jsonl":
         table.write_ndjson(path)
     else:
@@ -256,17 +263,17 @@ def _write(table: pl.DataFrame, path: Path, kind: str, metadata: dict[str, str])
 
 def _join(paths: list[Path], whole: Path, kind: str, metadata: dict[str, str]) -> None:
     """Writes the rows of all parts to one file, in bounded memory."""
-    if kind == "jsonl" or len(paths) == 1:
+    if kind == "jsonl":
         with whole.open("wb") as file:
             for path in paths:
                 with path.open("rb") as part:
                     shutil.copyfileobj(part, file, 1 << 20)
-    elif kind == "parquet":
-        lazy = pl.scan_parquet(paths, glob=False, hive_partitioning=False)
+        return
+    lazy = pl.scan_ipc([glob.escape(str(path)) for path in paths], hive_partitioning=False)
+    if kind == "parquet":
         lazy.sink_parquet(whole, metadata=metadata, maintain_order=True)
     else:
-        lazy = pl.scan_ipc(paths, hive_partitioning=False)
-        lazy.sink_ipc(whole, compression="zstd", maintain_order=True)
+        lazy.sink_ipc(whole, maintain_order=True)
 
 
 def _join_arrays(

@@ -27,6 +27,8 @@ from chapbook.fast_wordpiece.settings import (
 )
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from chapbook.fast_wordpiece.hf import HFTokenizer
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -414,6 +416,12 @@ class Tokenizer:
             )
         own = self.light_settings.padding if padding is OWN else padding
         return batch if own is None else batch.pad(own)
+
+    def explain(self, text: str) -> "pl.DataFrame":
+        """Tells why a text is cut as it is; see `chapbook.fast_wordpiece.explain.explain`."""
+        from chapbook.fast_wordpiece.explain import explain
+
+        return explain(self, text)
 
     # -------------------------------------------------------------------------------- decoding
 
