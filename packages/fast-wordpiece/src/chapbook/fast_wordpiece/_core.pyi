@@ -139,6 +139,13 @@ def encode_arrow(
 def count_arrow(
     encoder: Encoder, texts: object, special: bool, threads: int
 ) -> NDArray[np.int64]: ...
+def fill_rows(
+    values: object,
+    bounds: object,
+    out: NDArray[np.int32] | NDArray[np.int64],
+    filling: int,
+    at_right: bool,
+) -> None: ...
 def first_invalid_utf8(data: object) -> int: ...
 def instruction_sets() -> list[str]: ...
 
