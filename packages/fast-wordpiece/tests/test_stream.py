@@ -187,7 +187,7 @@ def test_the_outputs_of_all_shards_are_the_whole(tokenizer, tmp_path):
             rows += encoded(output)
         assert rows == expected(tokenizer, texts)
     (tmp_path / "d.txt").write_text("a")
-    with pytest.raises(Error, match=r"--shard 0/2: there are 1 files, and .* cannot be divided"):
+    with pytest.raises(Error, match=r"--shard 0/2 needs 2 files or files with rows; .*d.txt"):
         encode_files([tmp_path / "d.txt"], tmp_path / "o.parquet", tokenizer, shard=(0, 2))
 
 
@@ -479,6 +479,20 @@ def test_an_output_that_is_there_is_not_written_over(tokenizer, tmp_path):
     assert encode_files([path], output, tokenizer, resume=True).was_whole
     with pytest.raises(Error, match="does not tell that it was made of this"):
         encode_files([path], output, tokenizer, wanted=Output(offsets=True), resume=True)
+
+
+def test_a_folder_of_parts_is_told_whole_or_gone_on_with(tokenizer, tmp_path):
+    path, output = tmp_path / "d.txt", tmp_path / "folder"
+    path.write_text("hello\n" * 500)
+    output.mkdir()
+    stopped(tokenizer, path, output, 300)
+    reading = Reading(batch_bytes=100)
+    report = encode_files([path], output, tokenizer, reading, resume=True)
+    assert report.resumed > 200 and not report.was_whole
+    assert encoded(output) == expected(tokenizer, ["hello"] * 500)
+    assert encode_files([path], output, tokenizer, reading, resume=True).was_whole
+    with pytest.raises(Error, match="folder holds an encoding"):
+        encode_files([path], output, tokenizer, reading)
 
 
 def test_parquet_tells_which_tokenizer_made_it(tokenizer, tmp_path):

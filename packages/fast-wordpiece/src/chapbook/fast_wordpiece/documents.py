@@ -263,7 +263,7 @@ def shard(inputs: Sequence[Path], number: int, count: int, reading: Reading) -> 
         kind, _ = kind_of(path, reading.format)
         if kind not in TABLES:
             raise Error(
-                f"--shard {number}/{count}: there are {size} files, and {path} cannot be divided",
+                f"--shard {number}/{count} needs {count} files or files with rows; {path} has none",
                 "give as many files as shares, or parquet or ipc files",
             )
         with _readable(path):
