@@ -8,6 +8,7 @@
 #include <cstring>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "buffer.hpp"
@@ -29,14 +30,20 @@ struct AddedToken {
 template <class Char>
 class AddedTokenSet {
  public:
-  using Text = std::basic_string<Char>;
+  using Text = std::vector<Char>;
 
-  void add(Text text, const AddedToken& token) {
-    if (text.empty()) return;
-    first_[bucket(text[0])] = true;
-    patterns_.push_back({std::move(text), token});
-    std::stable_sort(patterns_.begin(), patterns_.end(),
-                     [](const Pattern& a, const Pattern& b) { return a.text.size() > b.text.size(); });
+  // Takes the tokens, each with its text in units of `Char`; those without text are never found.
+  explicit AddedTokenSet(std::vector<std::pair<Text, AddedToken>> tokens = {}) : patterns_(std::move(tokens)) {
+    std::erase_if(patterns_, [](const Pattern& pattern) { return pattern.first.empty(); });
+    std::stable_sort(patterns_.begin(), patterns_.end(), [](const Pattern& a, const Pattern& b) {
+      const size_t first = bucket(a.first[0]), second = bucket(b.first[0]);
+      return first != second ? first < second : a.first.size() > b.first.size();
+    });
+    for (size_t i = patterns_.size(); i-- > 0;) {
+      Bucket& held = buckets_[bucket(patterns_[i].first[0])];
+      if (held.end == 0) held.end = i + 1;
+      held.begin = i;
+    }
     lone_first_ = lone_bucket();
   }
   bool empty() const { return patterns_.empty(); }
@@ -45,7 +52,7 @@ class AddedTokenSet {
   template <class Predicate>
   bool any_with(Predicate&& predicate) const {
     return std::any_of(patterns_.begin(), patterns_.end(), [&](const Pattern& pattern) {
-      return std::any_of(pattern.text.begin(), pattern.text.end(), predicate);
+      return std::any_of(pattern.first.begin(), pattern.first.end(), predicate);
     });
   }
 
@@ -62,9 +69,9 @@ class AddedTokenSet {
         at = next(text, n, at + 1);
         continue;
       }
-      size_t start = at, stop = at + pattern->text.size();
+      size_t start = at, stop = at + pattern->first.size();
       at = next(text, n, stop);
-      const AddedToken& found = pattern->token;
+      const AddedToken& found = pattern->second;
       if (found.literal) continue;
       if (found.single_word && (traits.word_before(start) || traits.word_after(stop))) continue;
       if (found.lstrip) start = std::max(traits.space_before(start), done);
@@ -78,17 +85,21 @@ class AddedTokenSet {
   }
 
  private:
-  struct Pattern {
-    Text text;
-    AddedToken token;
+  using Pattern = std::pair<Text, AddedToken>;
+
+  // A range of patterns.
+  struct Bucket {
+    size_t begin = 0, end = 0;
+    bool holds_any() const { return end > begin; }
   };
 
   static size_t bucket(Char c) { return static_cast<size_t>(c) & 0xFF; }
 
   // The byte that every pattern starts with, or -1.
   int lone_bucket() const {
-    const auto count = std::count(first_.begin(), first_.end(), true);
-    return count == 1 ? static_cast<int>(std::find(first_.begin(), first_.end(), true) - first_.begin()) : -1;
+    const auto holds_any = [](const Bucket& held) { return held.holds_any(); };
+    if (std::count_if(buckets_.begin(), buckets_.end(), holds_any) != 1) return -1;
+    return static_cast<int>(std::find_if(buckets_.begin(), buckets_.end(), holds_any) - buckets_.begin());
   }
 
   // Returns the first place from `at` on where a pattern can start.
@@ -100,20 +111,21 @@ class AddedTokenSet {
         return found == nullptr ? n : static_cast<size_t>(static_cast<const Char*>(found) - text);
       }
     }
-    while (at < n && !first_[bucket(text[at])]) ++at;
+    while (at < n && !buckets_[bucket(text[at])].holds_any()) ++at;
     return at;
   }
 
   const Pattern* match(const Char* text, size_t n, size_t at) const {
-    for (const Pattern& pattern : patterns_) {
-      const size_t length = pattern.text.size();
-      if (length <= n - at && std::equal(pattern.text.begin(), pattern.text.end(), text + at)) return &pattern;
+    const Bucket held = buckets_[bucket(text[at])];
+    for (size_t i = held.begin; i < held.end; ++i) {
+      const Text& wanted = patterns_[i].first;
+      if (wanted.size() <= n - at && std::equal(wanted.begin(), wanted.end(), text + at)) return &patterns_[i];
     }
     return nullptr;
   }
 
-  std::vector<Pattern> patterns_;  // the longest first
-  std::array<bool, 256> first_{};
+  std::vector<Pattern> patterns_;  // by the first unit, and there the longest first
+  std::array<Bucket, 256> buckets_{};
   int lone_first_ = -1;
 };
 

@@ -39,18 +39,22 @@ class Encoder {
           bool trim = false, bool prefix_space = false)
       : model_(std::move(model)), scan_(scan), trim_(trim), prefix_space_(prefix_space) {
     NormalizedText normalized;
+    std::vector<std::pair<AddedTokenSet<uint8_t>::Text, AddedToken>> raw;
+    std::vector<std::pair<AddedTokenSet<char32_t>::Text, AddedToken>> normal;
     for (const Added& a : added) {
       const AddedToken token{a.content, a.id, a.single_word, a.lstrip, a.rstrip, a.literal};
       const auto* bytes = reinterpret_cast<const uint8_t*>(a.content.data());
       if (!a.normalized) {
-        raw_.add({bytes, bytes + a.content.size()}, token);
+        raw.push_back({{bytes, bytes + a.content.size()}, token});
         continue;
       }
       normalized.assign(model_->normalizer, bytes, a.content.size());
-      std::u32string chars;
+      AddedTokenSet<char32_t>::Text chars;
       for (const NormalizedChar& c : normalized.chars()) chars.push_back(c.cp);
-      normal_.add(chars, token);
+      normal.push_back({std::move(chars), token});
     }
+    raw_ = AddedTokenSet<uint8_t>(std::move(raw));
+    normal_ = AddedTokenSet<char32_t>(std::move(normal));
   }
 
   const Model& model() const { return *model_; }
