@@ -311,7 +311,8 @@ def _sides(settings: Settings, texts: list[str]) -> dict[str, Side]:
         WARM: Side(lambda: ours, encode, ids),
     }
     if importlib.util.find_spec("nanotoken"):
-        from nanotoken import Tokenizer as Nanotoken
+        # Peers are imported by name: they need not be there when types are checked.
+        Nanotoken = importlib.import_module("nanotoken").Tokenizer  # noqa: N806 - a class
 
         def nano_encode(made: Any) -> Any:
             return made.encode_batch(texts, parallel=False)
@@ -324,7 +325,6 @@ def _sides(settings: Settings, texts: list[str]) -> dict[str, Side]:
         sides["nanotoken, cold"] = Side(lambda: Nanotoken.from_json(file), nano_encode, nano_ids)
         sides["nanotoken, warm"] = Side(lambda: nanotoken, nano_encode, nano_ids)
     if importlib.util.find_spec("tensorflow_text"):
-        # Imported by name: neither is ever there when types are checked.
         tf, tf_text = map(importlib.import_module, ("tensorflow", "tensorflow_text"))
         tf.config.threading.set_intra_op_parallelism_threads(1)
         tf.config.threading.set_inter_op_parallelism_threads(1)
