@@ -19,7 +19,7 @@ import numpy as np
 from common.systems import DISTRIBUTIONS
 
 from chapbook.fast_wordpiece import data
-from chapbook.fast_wordpiece.reproduce import huggingface
+from chapbook.fast_wordpiece.huggingface import huggingface
 from chapbook.fast_wordpiece.settings import Settings
 from chapbook.fast_wordpiece.tokenizer import Tokenizer
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from common.systems import DISTRIBUTIONS, limit_threads
 
-from chapbook.fast_wordpiece.reproduce import huggingface
+from chapbook.fast_wordpiece.huggingface import huggingface
 from chapbook.fast_wordpiece.settings import Settings
 from chapbook.fast_wordpiece.tokenizer import Tokenizer
 

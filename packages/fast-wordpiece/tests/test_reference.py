@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from chapbook.fast_wordpiece import _unicode
+from chapbook.fast_wordpiece.huggingface import huggingface
 from chapbook.fast_wordpiece.reference import (
     Char,
     decode,
@@ -115,75 +116,6 @@ def nasty_text(rng: random.Random, most: int = 14, literals: tuple[str, ...] = L
     return "".join(parts)
 
 
-def as_hf(settings: Settings):
-    """The same tokenizer in `tokenizers`."""
-    out = tokenizers.Tokenizer(
-        tokenizers.models.WordPiece(
-            dict(settings.vocab),
-            unk_token=settings.unk_token,
-            continuing_subword_prefix=settings.mark,
-            max_input_chars_per_word=settings.max_input_chars_per_word,
-        )
-    )
-    out.normalizer = tokenizers.normalizers.BertNormalizer(
-        settings.normalizer.clean_text,
-        settings.normalizer.handle_chinese_chars,
-        settings.normalizer.strip_accents,
-        settings.normalizer.lowercase,
-    )
-    out.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    out.decoder = tokenizers.decoders.WordPiece(settings.mark, settings.cleanup)
-    for token in settings.added_tokens:
-        theirs = tokenizers.AddedToken(
-            token.content,
-            single_word=token.single_word,
-            lstrip=token.lstrip,
-            rstrip=token.rstrip,
-            normalized=token.normalized,
-            special=token.special,
-        )
-        (out.add_special_tokens if token.special else out.add_tokens)([theirs])
-        assert out.token_to_id(token.content) == token.id
-    out.encode_special_tokens = settings.encode_special_tokens
-    if settings.template is not None:
-        out.post_processor = processor(settings.template)
-    if (truncation := settings.truncation) is not None:
-        out.enable_truncation(
-            truncation.max_length,
-            stride=truncation.stride,
-            strategy=truncation.strategy,
-            direction=truncation.direction,
-        )
-    if (padding := settings.padding) is not None:
-        out.enable_padding(
-            direction=padding.side,
-            pad_id=padding.id,
-            pad_type_id=padding.type_id,
-            pad_token=padding.token,
-            length=padding.length,
-            pad_to_multiple_of=padding.multiple_of,
-        )
-    return out
-
-
-def processor(template: Template):
-    """The post-processor of `tokenizers` that a template describes."""
-    if template.roberta:
-        cls, sep = (p[:2] for p in template.single if len(p) == 3)
-        return tokenizers.processors.RobertaProcessing(
-            (sep[0], *sep[1]),
-            (cls[0], *cls[1]),
-            template.trim_offsets,
-            template.add_prefix_space,
-        )
-    single, pair = (
-        [f"${p[0]}:{p[1]}" if len(p) == 2 else f"{p[0]}:{p[2]}" for p in pieces]
-        for pieces in (template.single, template.pair)
-    )
-    special = {piece[0]: piece[1][0] for piece in template.pair if len(piece) == 3}
-    return tokenizers.processors.TemplateProcessing(single, pair, list(special.items()))
-
-
 def fields(row) -> dict:
     """All that an encoding of either kind says, its windows of overflow included."""
     names = "ids tokens offsets word_ids type_ids special_tokens_mask attention_mask sequence_ids"
@@ -206,7 +138,7 @@ def assert_same(settings: Settings, hf, *args, **kwargs) -> None:
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
 def test_nasty_texts_have_the_ids_offsets_and_words_of_tokenizers(normalizer):
     settings = replace(Settings.bert(VOCAB), normalizer=normalizer)
-    hf = as_hf(settings)
+    hf = huggingface(settings)
     rng = random.Random(1)
     for _ in range(500):
         assert_same(settings, hf, nasty_text(rng))
@@ -225,7 +157,7 @@ def test_marks_that_canonical_ordering_moves_leave_the_spans_where_they_were(low
         {piece: index for index, piece in enumerate(pieces)},
         normalizer=Normalizer(strip_accents=True, lowercase=lowercase),
     )
-    hf = as_hf(settings)
+    hf = huggingface(settings)
     rng = random.Random(2)
     pools = (kept, kept, split, sorted(deleted & set(classes)), "abeé\u200b中")
     for _ in range(400):
@@ -274,7 +206,7 @@ def test_added_tokens_with_every_mix_of_flags_are_cut_out_as_by_tokenizers(encod
             added_tokens=added_tokens(rng),
             encode_special_tokens=encode_special_tokens,
         )
-        hf = as_hf(settings)
+        hf = huggingface(settings)
         contents = [token.content for token in settings.added_tokens] or ["ab"]
         for _ in range(12):
             text = "".join(
@@ -291,7 +223,7 @@ def test_white_space_that_an_added_token_took_can_be_taken_again():
     row = encode(settings, "a<m>  a")
     assert row.tokens == ["a", "<m>  ", " ", " ", "a"]
     assert row.offsets == [(0, 1), (1, 6), (4, 5), (5, 6), (6, 7)]
-    assert_same(settings, as_hf(settings), "a<m>  a")
+    assert_same(settings, huggingface(settings), "a<m>  a")
 
 
 def test_of_two_added_tokens_with_one_normal_form_the_first_special_one_is_found():
@@ -312,7 +244,7 @@ def test_an_added_token_of_which_nothing_is_left_is_refused():
 
 def test_words_and_pairs_are_encoded_as_by_tokenizers():
     settings = Settings.bert(VOCAB)
-    hf = as_hf(settings)
+    hf = huggingface(settings)
     rng = random.Random(4)
     for _ in range(200):
         first, second = ([nasty_text(rng, 4) for _ in range(rng.randrange(5))] for _ in "ab")
@@ -356,7 +288,7 @@ def test_truncation_makes_the_rows_and_windows_of_tokenizers(name, direction):
                 if "stride" in str(refused) or "tokens of the template" in str(refused):
                     continue  # where HuggingFace panics or does not truncate
             try:
-                hf = as_hf(settings)
+                hf = huggingface(settings)
             except Exception as refused:
                 assert "stride" in str(refused)
                 continue
@@ -368,7 +300,7 @@ def test_a_row_of_special_tokens_alone_keeps_the_text_as_overflow():
     row = encode(settings, "a b c")
     assert row.tokens == ["[CLS]", "[SEP]"]
     assert [window.tokens for window in row.overflowing] == [["[CLS]", "a", "b", "c", "[SEP]"]]
-    assert fields(row) == fields(as_hf(settings).encode("a b c"))
+    assert fields(row) == fields(huggingface(settings).encode("a b c"))
 
 
 @pytest.mark.parametrize(
@@ -396,7 +328,7 @@ def test_batches_are_padded_as_by_tokenizers(name, side):
     ):
         padding = Padding(length, multiple_of, side, id=VOCAB["[PAD]"], type_id=7, token="[PAD]")
         settings = Settings(VOCAB, template=TEMPLATES[name], truncation=truncation, padding=padding)
-        hf = as_hf(settings)
+        hf = huggingface(settings)
         for _ in range(3):
             texts = [" ".join("abcxyz"[: rng.randrange(7)]) for _ in range(4)]
             pairs = [(text, "a b") for text in texts]
@@ -424,7 +356,7 @@ def test_offsets_are_trimmed_as_by_roberta():
                 ),
                 template=template,
             )
-            hf = as_hf(settings)
+            hf = huggingface(settings)
             for _ in range(40):
                 parts = rng.choices((" ", "  ", "\t", "<m>", "a", "Ġa", "Ġ"), k=6)
                 assert_same(settings, hf, "".join(parts[:3]), "".join(parts[3:]))
@@ -446,7 +378,7 @@ def test_decoding_gives_the_text_of_tokenizers(cleanup, mark):
             AddedToken("<x>", vocab["<x>"]),
         ),
     )
-    hf = as_hf(settings)
+    hf = huggingface(settings)
     rng = random.Random(8)
     for _ in range(300):
         ids = [rng.randrange(2 * len(vocab)) for _ in range(rng.randrange(8))]

@@ -10,6 +10,7 @@ import typer
 
 from chapbook.core.errors import Error
 from chapbook.fast_wordpiece import data
+from chapbook.fast_wordpiece.huggingface import huggingface
 
 pytest.importorskip("tokenizers")
 pytest.importorskip("matplotlib")
@@ -72,7 +73,7 @@ def test_equality_holds_for_texts_and_their_words(tmp_path, texts):
 
 
 def test_a_difference_is_counted_and_exits_with_three(tmp_path, texts, monkeypatch):
-    honest = reproduce.huggingface
+    honest = huggingface
 
     def other(settings):
         made = honest(settings)

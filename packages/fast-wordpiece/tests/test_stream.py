@@ -270,7 +270,8 @@ def test_half_written_and_missing_files_among_many_are_told_by_name(tokenizer, t
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        (gzip.compress(b"a"), "packed by gzip; its name must end in .gz"),
+        # Workers must agree on the names of the tests: no time of day in a parameter.
+        (gzip.compress(b"a", mtime=0), "packed by gzip; its name must end in .gz"),
         ("a".encode("utf-16"), "UTF-16; save it as UTF-8"),
         (b"PAR1....", "a parquet file"),
         (b"\x00\x01\x02" * 2000, "holds binary data"),
@@ -353,10 +354,12 @@ def test_kills_at_random_moments_lose_and_double_nothing(tokenizer, tmp_path, na
     tokenizer.save(tmp_path / vocab)
     kills = 0
     for _ in range(40):
-        delay = rng.uniform(0.01, 0.35) if kills < 4 else 60
+        delay = rng.uniform(0.01, 0.12) if kills < 4 else 60
         command = [sys.executable, "-c", CHILD, *sources, output, tmp_path / vocab, str(delay)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        if done.returncode == 0:
+        # JSON lines have no room for the job: what was whole when the kill came is not touched.
+        is_whole = name == "o.jsonl" and "does not tell that it was made of" in done.stderr
+        if done.returncode == 0 or is_whole:
             break
         assert done.returncode == -signal.SIGALRM, done.stderr
         kills += 1
@@ -450,15 +453,14 @@ def test_a_kill_between_publishing_and_tidying_up_is_made_good_by_the_next(
     path, output = tmp_path / "d.txt", tmp_path / name
     path.write_text("hello\n" * 50)
     options = {"format": "bin" if name == "bin" else None, "part_bytes": 100}
-    append = io.append_jsonl
 
-    def killed(journal, row):
-        if "published" not in row or mark_is_written:
-            append(journal, row)
-        if "published" in row:
+    def killed(file, value):
+        if "published" not in value or mark_is_written:
+            io.write_json(file, value)
+        if "published" in value:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(token_files, "append_jsonl", killed)
+    monkeypatch.setattr(token_files, "write_json", killed)
     with pytest.raises(KeyboardInterrupt):
         encode_files([path], output, tokenizer, Reading(batch_bytes=50), **options)
     monkeypatch.undo()

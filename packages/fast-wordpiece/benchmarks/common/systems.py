@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from chapbook.fast_wordpiece.reproduce import huggingface
+from chapbook.fast_wordpiece.huggingface import huggingface
 from chapbook.fast_wordpiece.settings import Settings, Truncation
 from chapbook.fast_wordpiece.tokenizer import Tokenizer
 

@@ -6,8 +6,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <string>
-#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -19,7 +17,6 @@
 namespace chapbook {
 
 struct AddedToken {
-  std::string content;
   int32_t id;
   bool single_word, lstrip, rstrip;
   bool literal = false;  // matched, and then left as the text that it is

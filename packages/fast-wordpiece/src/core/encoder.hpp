@@ -42,7 +42,7 @@ class Encoder {
     std::vector<std::pair<AddedTokenSet<uint8_t>::Text, AddedToken>> raw;
     std::vector<std::pair<AddedTokenSet<char32_t>::Text, AddedToken>> normal;
     for (const Added& a : added) {
-      const AddedToken token{a.content, a.id, a.single_word, a.lstrip, a.rstrip, a.literal};
+      const AddedToken token{a.id, a.single_word, a.lstrip, a.rstrip, a.literal};
       const auto* bytes = reinterpret_cast<const uint8_t*>(a.content.data());
       if (!a.normalized) {
         raw.push_back({{bytes, bytes + a.content.size()}, token});
@@ -56,10 +56,6 @@ class Encoder {
     raw_ = AddedTokenSet<uint8_t>(std::move(raw));
     normal_ = AddedTokenSet<char32_t>(std::move(normal));
   }
-
-  const Model& model() const { return *model_; }
-  const std::shared_ptr<const Model>& shared_model() const { return model_; }
-  bool has_added() const { return !raw_.empty() || !normal_.empty(); }
 
   // How far a text has been read: in units of offsets, and in pre-tokens.
   struct Position {

@@ -36,7 +36,9 @@ except ImportError as problem:  # pragma: no cover - needs a broken installation
 STRATEGIES = {"longest_first": 0, "only_first": 1, "only_second": 2}
 
 
-def compile_settings(settings: Settings, *, literal_marks: bool = False) -> _core.Model:
+def compile_settings(
+    settings: Settings, *, literal_marks: bool = False, packed: bytes = b""
+) -> _core.Model:
     """Builds the tries and tables of a tokenizer.
 
     Args:
@@ -44,9 +46,10 @@ def compile_settings(settings: Settings, *, literal_marks: bool = False) -> _cor
         literal_marks: Whether pieces that carry the mark also match at the start of a word, as they
             are spelled. It makes a difference only where the mark reaches the matcher: BERT's
             pre-tokeniser isolates every `#`.
+        packed: What the model is to tell of its settings; only a file needs it.
 
     Returns:
-        The model; its `block` is what a `.fwp` file holds.
+        The model.
 
     Raises:
         SettingsError: A piece is too long, or an id too large.
@@ -68,7 +71,7 @@ def compile_settings(settings: Settings, *, literal_marks: bool = False) -> _cor
                 normalizer.lowercase,
                 normalizer.compat == "tf-text",
             ),
-            _packed(settings),
+            packed,
             literal_marks,
         )
     except (ValueError, OverflowError) as problem:
@@ -132,17 +135,17 @@ def encoder(
     )
 
 
-def save(model: _core.Model, path: str | Path) -> None:
+def save(settings: Settings, path: str | Path) -> None:
     """Writes a `.fwp` file, whole or not at all.
 
     Args:
-        model: The compiled tokenizer.
+        settings: The tokenizer.
         path: Where to.
 
     Raises:
         OSError: The file cannot be written.
     """
-    write_atomic(path, model.block)
+    write_atomic(path, compile_settings(settings, packed=_packed(settings)).block)
 
 
 def load(path: str | Path) -> _core.Model:
@@ -170,7 +173,7 @@ def load(path: str | Path) -> _core.Model:
 
 
 def settings_of(model: _core.Model) -> tuple[Settings, Callable[[], Settings]]:
-    """Reads a model's settings.
+    """Reads the settings of a model that comes out of a file.
 
     Args:
         model: The compiled tokenizer.

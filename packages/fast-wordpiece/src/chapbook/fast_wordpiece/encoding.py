@@ -156,12 +156,12 @@ class EncodingBatch:
                     PADDING: self._filled,
                 }[kind]
         # A null row has no special tokens either.
-        lengths[np.diff(self.row_offsets) == 0] = 0
+        lengths[self.lengths == 0] = 0
         return lengths
 
     # ------------------------------------------------------------------------------ per batch
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:
         """How many tokens each row has, shape (rows,), int64."""
         return np.diff(self.row_offsets)
@@ -276,11 +276,7 @@ class EncodingBatch:
 
     def _rows(self, rows: range) -> "EncodingBatch":
         """The batch of some of its rows."""
-        numbers = (
-            np.arange(len(self))[rows.start : rows.stop : rows.step]
-            if rows.step > 0
-            else (np.array(rows, np.int64))
-        )
+        numbers = np.arange(rows.start, rows.stop, rows.step)
         lengths = self.lengths[numbers]
         row_offsets = np.concatenate([[0], np.cumsum(lengths)])
         places = np.repeat(self.row_offsets[:-1][numbers] - row_offsets[:-1], lengths)

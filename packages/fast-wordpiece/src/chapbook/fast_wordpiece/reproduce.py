@@ -34,6 +34,7 @@ from chapbook.core.tables import write_table
 from chapbook.fast_wordpiece import _core, data
 from chapbook.fast_wordpiece.compiled import compile_settings
 from chapbook.fast_wordpiece.encoding import EncodingBatch
+from chapbook.fast_wordpiece.huggingface import huggingface
 from chapbook.fast_wordpiece.settings import Settings
 from chapbook.fast_wordpiece.tokenizer import Tokenizer
 
@@ -337,31 +338,6 @@ def _sides(settings: Settings, texts: list[str]) -> dict[str, Side]:
 
         sides[TF_TEXT] = Side(lambda: kernel, lambda made: made.tokenize(strings), tf_ids)
     return sides
-
-
-def huggingface(settings: Settings) -> Any:
-    """Returns the tokenizer of `Settings.bert`, made of HuggingFace's own parts."""
-    from tokenizers import Tokenizer as HuggingFace
-    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
-
-    model = models.WordPiece(
-        dict(settings.vocab),
-        unk_token="[UNK]",
-        max_input_chars_per_word=settings.max_input_chars_per_word,
-    )
-    made = HuggingFace(model)
-    made.normalizer = normalizers.BertNormalizer(
-        strip_accents=settings.normalizer.strip_accents, lowercase=settings.normalizer.lowercase
-    )
-    made.decoder = decoders.WordPiece()
-    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    made.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(name, settings.vocab[name]) for name in ("[CLS]", "[SEP]")],
-    )
-    made.add_special_tokens([token.content for token in settings.added_tokens])
-    return made
 
 
 @contextlib.contextmanager

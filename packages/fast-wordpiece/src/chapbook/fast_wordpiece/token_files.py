@@ -123,7 +123,7 @@ class Parts:
             _join_arrays(paths, whole, self.facts, self.journal)
             whole.replace(self.output)
         # From here on the parts can go. A kill leaves some of them, and this mark.
-        append_jsonl(self.folder / "journal.jsonl", {"published": True})
+        write_json(self.folder / "job.json", {**self.facts, "published": True})
         self.is_published = True
 
     def _path(self, number: int) -> Path:
@@ -169,6 +169,8 @@ def parts(
                 "delete it, or write to another place",
             )
         held.is_done = held.is_published = True
+        with contextlib.suppress(OSError):  # not there, or not empty
+            folder.rmdir()
         yield held
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -176,16 +178,16 @@ def parts(
         _begin(folder, facts, resume, keeps_parts)
         rows = read_jsonl(journal)
         held.journal = [row for row in rows if "part" in row]
-        held.is_done = any("done" in row for row in rows)
-        held.is_published = any("published" in row for row in rows)
+        held.is_published = json.loads(job.read_text()).get("published", False)
+        held.is_done = held.is_published or any("done" in row for row in rows)
         held.is_published |= held.is_done and keeps_parts
         if output.exists() and not held.is_done and not keeps_parts:
             raise Error(f"{output} exists, beside parts of it in {folder}", "delete either")
         yield held
         if held.is_published and not keeps_parts:
-            # What says that these are parts of something goes before what says that they are old.
-            for path in (*sorted(folder.glob("part-*")), job, journal):
-                path.unlink()
+            # What says that all of it is old goes last.
+            for path in (*sorted(folder.glob("part-*")), journal, job):
+                path.unlink(missing_ok=True)
     if held.is_published and not keeps_parts:
         folder.rmdir()
 

@@ -141,7 +141,7 @@ class Tokenizer:
             OSError: The file cannot be written.
         """
         if Path(path).suffix == ".fwp":
-            compiled.save(compiled.compile_settings(self.settings), path)
+            compiled.save(self.settings, path)
         else:
             files.write(self.settings, path)
 
@@ -157,7 +157,7 @@ class Tokenizer:
         return files.fingerprint(self.settings)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, (self._model.block, self.light_settings)
+        return _restored, (self._model.block, self.light_settings, self.settings)
 
     def __repr__(self) -> str:
         normalizer = self.light_settings.normalizer
@@ -548,10 +548,10 @@ class Tokenizer:
         return HFTokenizer(self, **options)
 
 
-def _restored(block: bytes, light: Settings) -> Tokenizer:
+def _restored(block: bytes, light: Settings, whole: Settings) -> Tokenizer:
     """Unpickles a tokenizer."""
     made = Tokenizer.__new__(Tokenizer)
-    made._start(_core.open(block), light, None)
+    made._start(_core.open(block), light, whole)
     return made
 
 
