@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-from common.systems import DISTRIBUTIONS, limit_threads
+from common.systems import DISTRIBUTIONS, TF_TEXT, limit_threads, tensorflow_text
 
 from chapbook.fast_wordpiece import data
 from chapbook.fast_wordpiece.huggingface import huggingface
@@ -48,6 +48,9 @@ def main() -> None:
         from nanotoken import Tokenizer as Nanotoken
 
         sides["nanotoken encode"] = Nanotoken.from_json(hf.to_str()).encode
+    if find_spec("tensorflow_text"):
+        tensorflow = tensorflow_text(settings)
+        sides[f"{TF_TEXT} tokenize"] = lambda text: tensorflow.tokenize([text])
     rows = [
         row
         for kind, texts in queries().items()

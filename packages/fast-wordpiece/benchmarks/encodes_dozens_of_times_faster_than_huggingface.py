@@ -6,7 +6,7 @@ cased, twice nanotoken warm and 5 times cold; text without spaces 4 times nanoto
 which no other peer has, 30 times HuggingFace.
 
 Every round makes a new tokenizer, whose first pass over the text is "cold" and whose second is
-"warm". HuggingFace and kitoken keep no words from one pass to the next.
+"warm". HuggingFace, kitoken and TensorFlow Text keep no words from one pass to the next.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from common.corpora import ENGLISH, MULTILINGUAL, cut, large, megabytes, small
-from common.systems import DISTRIBUTIONS, OURS, limit_threads, passes, systems
+from common.systems import DISTRIBUTIONS, OURS, TF_TEXT, limit_threads, passes, systems
 
 from chapbook.fast_wordpiece import data
 from chapbook.fast_wordpiece.settings import Settings
@@ -28,7 +28,7 @@ from benchmark import interleaved, report
 
 CLAIM = "on one core, ids come 60 times as fast as HuggingFace's, and 25 times from a cold start"
 OUTPUTS = ("ids", "ids and offsets", "padded")
-SLOW = ("HuggingFace", "kitoken")
+SLOW = ("HuggingFace", "kitoken", TF_TEXT)
 SLOW_MEGABYTES = 1.0  # of the large texts: no slow side keeps words, so that a part tells its rate
 
 

@@ -3,7 +3,8 @@
 The words are the worst there are: a repeated letter whose every run is nearly a longer piece. The
 limit of 100 characters, beyond which a word is unknown, is lifted for all sides. HuggingFace looks
 up every substring, whose number grows with the square of the length and whose hashing with one
-power more; a side stops where one word takes longer than half a second.
+power more; a side stops where one word takes longer than half a second. A call of TensorFlow Text
+takes a good part of a millisecond whatever the word, which hides how it grows.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-from common.systems import DISTRIBUTIONS, limit_threads
+from common.systems import DISTRIBUTIONS, TF_TEXT, limit_threads, tensorflow_text
 
 from chapbook.fast_wordpiece.huggingface import huggingface
 from chapbook.fast_wordpiece.settings import Settings
@@ -41,11 +42,18 @@ def main() -> None:
     vocabulary = {piece: place for place, piece in enumerate(pieces)}
     settings = replace(Settings.bert(vocabulary), max_input_chars_per_word=LENGTHS[-1])
     hf, ours = huggingface(settings), Tokenizer(settings)
-    sides: dict[str, Callable[[str], object]] = {OURS: ours.encode_ids, "HuggingFace": hf.encode}
+    sides: dict[str, Callable[[str], object]] = {
+        OURS: ours.encode_ids,
+        "fast-wordpiece, offsets": lambda word: ours.encode(word).offsets,
+        "HuggingFace": hf.encode,
+    }
     if find_spec("nanotoken"):
         from nanotoken import Tokenizer as Nanotoken
 
         sides["nanotoken"] = Nanotoken.from_json(hf.to_str()).encode
+    if find_spec("tensorflow_text"):
+        tensorflow = tensorflow_text(settings)
+        sides[TF_TEXT] = lambda word: tensorflow.tokenize([word])
     rows, last = [], dict.fromkeys(sides, 0.0)
     for length in LENGTHS:
         timers = {

@@ -1,10 +1,12 @@
 """The systems that are compared: this package and its peers, with the same tokenizer.
 
-HuggingFace and nanotoken read the `tokenizer.json` that HuggingFace itself wrote. Each system gets
-the list of Python strings and gives the result that its users get: HuggingFace one `Encoding` for
-each text (whose lists are not made here, which is kind to it), the others flat arrays.
+HuggingFace and nanotoken read the `tokenizer.json` that HuggingFace itself wrote, TensorFlow Text
+its vocabulary. Each system gets the list of Python strings and gives the result that its users get:
+HuggingFace one `Encoding` for each text (whose lists are not made here, which is kind to it),
+TensorFlow Text a ragged tensor without [CLS] and [SEP], the others flat arrays.
 """
 
+import importlib
 import os
 import time
 from collections.abc import Callable
@@ -18,7 +20,11 @@ from chapbook.fast_wordpiece.settings import Settings, Truncation
 from chapbook.fast_wordpiece.tokenizer import Tokenizer
 
 OURS, HF, HF_FAST = "fast-wordpiece", "HuggingFace encode_batch", "HuggingFace encode_batch_fast"
-DISTRIBUTIONS = ("chapbook-fast-wordpiece", "numpy", "tokenizers", "nanotoken", "kitoken")
+TF_TEXT = "TensorFlow Text"
+DISTRIBUTIONS = (
+    *("chapbook-fast-wordpiece", "numpy", "tokenizers", "nanotoken", "kitoken"),
+    *("tensorflow", "tensorflow-text"),
+)
 WIDTH = 128
 
 # Makes a tokenizer, which is not timed, and encodes with it, which is.
@@ -66,7 +72,29 @@ def systems(settings: Settings, output: str, threads: int) -> dict[str, System]:
             lambda: kitoken,
             lambda made, texts: made.encode_all(texts, True),
         )
+    if output == "ids" and threads == 1 and find_spec("tensorflow_text"):
+        tensorflow = tensorflow_text(settings)
+        found[TF_TEXT] = (lambda: tensorflow, lambda made, texts: made.tokenize(texts))
     return found
+
+
+def tensorflow_text(settings: Settings) -> Any:
+    """Returns TensorFlow Text's tokenizer, which has the paper's kernel, to run on one thread.
+
+    Args:
+        settings: Either uncased with accents stripped, or cased with accents kept: it has no more.
+    """
+    # TensorFlow need not be there when types are checked.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    tf, tf_text = map(importlib.import_module, ("tensorflow", "tensorflow_text"))
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    return tf_text.FastBertTokenizer(
+        sorted(settings.vocab, key=settings.vocab.__getitem__),
+        max_bytes_per_word=settings.max_input_chars_per_word,
+        token_out_type=tf.int32,
+        lower_case_nfd_strip_accents=settings.normalizer.lowercase,
+    )
 
 
 def limit_threads(count: int) -> None:
