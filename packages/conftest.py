@@ -47,7 +47,8 @@ def _checker() -> Callable:
 @pytest.fixture(autouse=True)
 def _unchecked(request: pytest.FixtureRequest) -> Iterator[None]:
     """Lets a test marked `wrong_types` pass what the signatures forbid, to meet our own errors."""
-    if request.node.get_closest_marker("wrong_types") is None:
+    checked = "chapbook_checks" in sys.modules
+    if not checked or request.node.get_closest_marker("wrong_types") is None:
         yield
         return
     from jaxtyping import config
