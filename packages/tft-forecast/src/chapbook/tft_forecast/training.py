@@ -21,7 +21,8 @@ from chapbook.tft_forecast.optimizer import optimizer
 from chapbook.tft_forecast.quantile_loss import pinball, quantile_loss
 from chapbook.tft_forecast.windows import Store, gather
 
-Pairs = tuple[Int[np.ndarray, " windows"], Int[np.ndarray, " windows"]]
+# Of any length: two of them in one signature need not agree.
+Pairs = tuple[Int[np.ndarray, "..."], Int[np.ndarray, "..."]]
 
 
 class Trained(eqx.Module):
