@@ -216,3 +216,27 @@ def test_a_killed_training_ends_with_the_bits_of_an_unbroken_one(table, tmp_path
     assert weights[0] == weights[1]
     rows = [json.loads(line) for line in (tmp_path / "b/train.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 24
+
+
+@pytest.mark.parametrize(("window", "first"), [("expanding", "2024-01-01"), ("sliding", None)])
+def test_a_refit_sees_what_came_before_its_origin(trained, table, monkeypatch, window, first):
+    seen = []
+
+    def fit(self, part, **options):
+        seen.append((part["date"].min(), part["date"].max()))
+        return self
+
+    monkeypatch.setattr(Forecaster, "fit", fit)
+    texts = table.with_columns(pl.col("date").cast(pl.String))
+    found = backtest(trained, texts, start="2024-05-30", stride=7, refit=2, window=window)
+    never = backtest(trained, table, start="2024-05-30", stride=7)
+    # Other origins share a batch, and XLA rounds a product by its shape.
+    np.testing.assert_allclose(found["q0.5"].sort(), never["q0.5"].sort(), rtol=1e-5)
+    assert [str(last) for _, last in seen] == [
+        "2024-05-29",
+        "2024-06-12",
+        "2024-06-26",
+        "2024-07-10",
+    ]
+    lengths = {(last - begin).days for begin, last in seen}
+    assert all(str(begin) == first for begin, _ in seen) if first else lengths == {149}

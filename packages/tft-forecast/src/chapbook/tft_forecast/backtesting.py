@@ -9,7 +9,6 @@ import polars as pl
 from chapbook.core.errors import Error
 from chapbook.tft_forecast.forecaster import Forecaster, Prepared
 from chapbook.tft_forecast.forecasts import actuals, rolling_origins, steps_of
-from chapbook.tft_forecast.frames import read_frame
 
 
 def backtest(
@@ -28,7 +27,7 @@ def backtest(
 
     Args:
         forecaster: Fitted; with `refit`, copies of it are trained anew.
-        frame: The whole table, a frame or a path.
+        frame: The whole table, a frame or a path; without `refit` also what `prepare` returned.
         start: The first time that is forecast; a text or a value of the time column's type.
         end: The last time that may be forecast; the last one with a target if not given.
         stride: Steps between two origins; the horizon if not given.
@@ -45,7 +44,7 @@ def backtest(
         Error: `start` lies in what the forecaster was trained on and it is not refitted, or there
             is no origin.
     """
-    table, _ = read_frame(frame)
+    table = frame if refit == "never" else forecaster.schema.read(frame)
     reading = {name: options[name] for name in ("duplicates", "max_gap") if name in options}
     prepared = forecaster.prepare(table, **reading)
     horizon = forecaster.config.horizon
@@ -61,9 +60,9 @@ def backtest(
     for number in range(0, len(firsts), every):
         some = firsts[number : number + every]
         began, now = prepared.panel.grid.times(np.array([some[0] - firsts[0], some[0]]))
-        part = table.filter(pl.col(time).cast(prepared.panel.times.dtype) < now)
+        part = table.filter(pl.col(time) < now)
         if window == "sliding":
-            part = part.filter(pl.col(time).cast(prepared.panel.times.dtype) >= began)
+            part = part.filter(pl.col(time) >= began)
         fresh = copy.copy(forecaster)
         fresh.calibration = None
         fresh.fit(part, **options)

@@ -354,7 +354,7 @@ def _task(
     if horizon < 1 or not len(origins):
         raise Error(f"{len(origins)} origins and a horizon of {horizon} give no forecasts")
     whole = frame if isinstance(frame, Panel) else panel(frame, schema)
-    targets = whole.schema.restored(whole.observed.real[..., : len(whole.schema.target)])
+    targets = whole.schema.restored(whole.targets)
     values = np.moveaxis(targets, 2, 1).reshape(-1, targets.shape[1])
     return _Task(whole, values, forecasts.steps_of(whole, origins), horizon, tuple(quantiles))
 

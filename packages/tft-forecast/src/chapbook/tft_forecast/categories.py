@@ -12,9 +12,8 @@ from jaxtyping import Int
 
 from chapbook.core.errors import Error
 from chapbook.core.io import write_atomic
-from chapbook.tft_forecast.frames import read_frame
-from chapbook.tft_forecast.grid import parse_times
-from chapbook.tft_forecast.schema import Schema, is_category, require
+from chapbook.tft_forecast.frames import read_parquet
+from chapbook.tft_forecast.schema import Schema, is_category
 
 UNKNOWN, MISSING = 0, -1
 
@@ -44,10 +43,7 @@ class Categories:
             TableError: A time cannot be read.
             Error: A column is not there.
         """
-        table, where = read_frame(frame)
-        for name in schema.columns:
-            require(table, name, where)
-        table = table.select(schema.columns).with_columns(parse_times(table[schema.time], where))
+        table = schema.read(frame).select(schema.columns)
         if until is not None:
             table = table.filter(pl.col(schema.time) < until)
         last = table.get_column(schema.time).max()
@@ -99,10 +95,7 @@ class Categories:
             Error: The file is none that `save` wrote.
             OSError: The file cannot be read.
         """
-        try:
-            frame = pl.read_parquet(path)
-        except pl.exceptions.PolarsError as problem:
-            raise Error(f"{path} is no whole parquet file: {problem}") from None
+        frame = read_parquet(path)
         wanted = ["variable", "value", "index", "count", "fitted_until"]
         if frame.columns != wanted:
             raise Error(f"{path} has columns {', '.join(frame.columns)}, not {', '.join(wanted)}")

@@ -131,8 +131,9 @@ def fit(
         simulate(devices)
     if (out / "config.yaml").exists() and not fresh:
         raise Error(f"{out} holds a model", "give another --out, or --fresh")
-    sets = [*sets, *(f"precision={precision}" for _ in range(precision is not None))]
-    sets += [f"batch_size={batch_size}" for _ in range(batch_size is not None)]
+    for name, value in (("precision", precision), ("batch_size", batch_size)):
+        if value is not None:
+            sets = [*sets, f"{name}={value}"]
     made = Forecaster(Schema.load(schema), _config(preset, config, sets))
     made.fit(
         table, valid, valid_steps=valid_steps, epochs=epochs, steps=steps, samples=samples,
@@ -259,16 +260,18 @@ def backtest(
             f"train a model with --set horizon={horizon}",
         )
     names = _names(baselines)
-    options: dict[str, Any] = {"duplicates": _duplicates(duplicates)}
+    doubles = _duplicates(duplicates)
+    options: dict[str, Any] = {"duplicates": doubles}
     if refit != "never":
         options |= {"valid_steps": valid_steps, "steps": steps, "seed": seed}
     kept = pl.col("step") <= (horizon or trained)
+    data = loaded.prepare(table, duplicates=doubles) if refit == "never" else table
     ours = run(
-        loaded, table, start=start, end=end, stride=stride, refit=refit, window=window, **options
+        loaded, data, start=start, end=end, stride=stride, refit=refit, window=window, **options
     ).filter(kept)
     found = {"tft": ours}
     if names:
-        whole = loaded.prepare(table, duplicates=_duplicates(duplicates)).panel
+        whole = loaded.prepare(data, duplicates=doubles).panel
         origins = ours["origin"].unique().sort().to_list()
         for name in names:
             found[name] = forecast(
@@ -367,12 +370,13 @@ def explain(
 
     loaded = Forecaster.load(model)
     origins = None
+    prepared = loaded.prepare(history, future)
     if start is not None:
-        whole = loaded.prepare(history).panel
+        whole = prepared.panel
         horizon = loaded.config.horizon
         steps = rolling_origins(whole, horizon, start, end, stride or horizon)
         origins = whole.grid.times(steps).to_list()
-    found = loaded.explain(history, future, origins=origins)
+    found = loaded.explain(prepared, origins=origins)
     importance = found.importance()
     tables = {
         "importance": importance, "patterns": found.patterns(), "summary": found.summary(),
@@ -387,7 +391,7 @@ def explain(
     if check:
         if origins is None:
             raise Error("--check needs actual values", "give --start")
-        checked = faithfulness.check(loaded, history, origins=origins, seed=seed)
+        checked = faithfulness.check(loaded, prepared, origins=origins, seed=seed)
         tables["faithfulness"] = checked.table
         facts["faithfulness"] = checked.verdict
     for name, table in tables.items():

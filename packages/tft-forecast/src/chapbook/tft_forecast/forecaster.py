@@ -24,13 +24,13 @@ from chapbook.tft_forecast import forecasts, training, windows
 from chapbook.tft_forecast.calibration import Calibration
 from chapbook.tft_forecast.categories import Categories
 from chapbook.tft_forecast.config import TFTConfig
-from chapbook.tft_forecast.frames import like, read_frame
-from chapbook.tft_forecast.grid import fit_grid, parse_times
+from chapbook.tft_forecast.frames import like
+from chapbook.tft_forecast.grid import fit_grid
 from chapbook.tft_forecast.inputs import Layout
 from chapbook.tft_forecast.interpretation import Explanation
 from chapbook.tft_forecast.panels import Duplicates, Panel, check_future, panel
 from chapbook.tft_forecast.scaling import Scalers
-from chapbook.tft_forecast.schema import Schema, require
+from chapbook.tft_forecast.schema import Schema
 from chapbook.tft_forecast.training import Pairs
 
 FORMAT = 1  # of a model's folder
@@ -142,8 +142,7 @@ class Forecaster:
         table, first = self._split(train, valid, valid_steps)
         self.categories = Categories.fit(table, self.schema, until=first)
         whole = panel(table, self.schema, self.categories, duplicates=duplicates, max_gap=max_gap)
-        targets = whole.observed.real[..., : len(self.schema.target)]
-        seen = np.asarray(~np.isnan(targets).all(-1))
+        seen = whole.seen
         end = int(np.flatnonzero(seen.any(0))[-1]) + 1 if seen.any() else 0
         stop = end if first is None else int(forecasts.steps_of(whole, [first])[0])
         self.scalers = Scalers.fit(whole, self.config.scaling, stop)
@@ -213,9 +212,9 @@ class Forecaster:
     def _split(self, train: Any, valid: Any, valid_steps: int | None) -> tuple[pl.DataFrame, Any]:
         """Returns the whole table, and the first time of the validation part, if there is one."""
         time = self.schema.time
-        table = self._read(train)
+        table = self.schema.read(train)
         if valid is not None:
-            later = self._read(valid)
+            later = self.schema.read(valid)
             return pl.concat([table, later], how="vertical_relaxed"), later[time].min()
         if valid_steps == 0:
             return table, None
@@ -230,13 +229,6 @@ class Forecaster:
         step = grid.index(pl.Series(time, [last], table.schema[time]))
         return table, grid.times(step - count + 1)[0]
 
-    def _read(self, frame: Any) -> pl.DataFrame:
-        """Returns a table whose times are times."""
-        table, where = read_frame(frame)
-        for name in self.schema.columns:
-            require(table, name, where)
-        return table.with_columns(parse_times(table[self.schema.time], where))
-
     def _store(self, whole: Panel) -> windows.Store:
         """Scales a panel and puts it on the device."""
         scaled = self.scalers.transform(whole, add_scale_inputs=self.config.add_scale_inputs)
@@ -249,7 +241,7 @@ class Forecaster:
         """Puts a table on the grid, scales it and moves it to the device.
 
         Args:
-            history: A frame or the path of a table.
+            history: A frame or the path of a table; what is prepared already is returned.
             future: The known columns after the history, if the history does not hold them.
             options: `duplicates` and `max_gap`, as for `fit`.
 
@@ -261,6 +253,8 @@ class Forecaster:
         """
         if not hasattr(self, "network"):
             raise Error("the forecaster is not fitted", "call fit, or load a model")
+        if isinstance(history, Prepared):
+            return history
         whole = panel(history, self.schema, self.categories, future=future, **options)
         return Prepared(whole, self._store(whole))
 
@@ -306,7 +300,7 @@ class Forecaster:
         """Returns the ids of the series that have no window, and the `reason`."""
         whole, k = prepared.panel, self.config.encoder
         others = np.setdiff1d(np.arange(len(whole.ids)), pairs[0])
-        counts = self._seen(whole)[others].sum(1)
+        counts = whole.seen[others].sum(1)
         reasons = [
             "no target"
             if not count
@@ -331,7 +325,7 @@ class Forecaster:
             Error: An origin is not on the grid, or no entity has a history.
         """
         whole, k, least = prepared.panel, self.config.encoder, self.config.min_history
-        seen = self._seen(whole)
+        seen = whole.seen
         if origins is None:
             at = np.where(seen, np.arange(seen.shape[1]), -1).max(1)[:, None]
         else:
@@ -344,10 +338,6 @@ class Forecaster:
         if not len(entity):
             raise Error(f"no series has {least} targets in the {k} steps up to an origin")
         return entity.astype(np.int32), at[entity, which].astype(np.int32)
-
-    def _seen(self, whole: Panel) -> np.ndarray:
-        """Returns which steps have a target, (entities, steps)."""
-        return np.asarray(~np.isnan(whole.observed.real[..., : self.layout.targets]).all(-1))
 
     def frames(
         self, prepared: Prepared, pairs: Pairs, batch_size: int = 256, *, calibrated: bool = True

@@ -144,8 +144,8 @@ def steps_of(whole: Panel, times: Sequence[Any]) -> Int[np.ndarray, " times"]:
 def _in_type(times: pl.Series, dtype: Any) -> pl.Series:
     """Returns times in another type; without a zone they are the wall clock's."""
     zone = getattr(dtype, "time_zone", None)
-    if times.dtype == pl.Date or dtype == pl.Date:
-        times = times.cast(pl.Datetime("us")) if times.dtype == pl.Date else times
+    if times.dtype == pl.Date:
+        times = times.cast(pl.Datetime("us"))
     if zone is not None and getattr(times.dtype, "time_zone", None) is None:
         times = times.dt.replace_time_zone(zone, ambiguous="earliest")
     elif zone is None and getattr(times.dtype, "time_zone", None) is not None:
@@ -157,9 +157,8 @@ def actuals(
     whole: Panel, entity: Int[np.ndarray, "..."], step: Int[np.ndarray, "..."]
 ) -> Float[np.ndarray, "... targets"]:
     """Returns what came, in original units; NaN where nothing did, or beyond the panel."""
-    targets = whole.observed.real[..., : len(whole.schema.target)]
-    inside = step < targets.shape[1]
-    values = targets[entity, np.where(inside, step, 0)]
+    inside = step < len(whole.times)
+    values = whole.targets[entity, np.where(inside, step, 0)]
     return whole.schema.restored(np.where(inside[..., None], values, np.nan))
 
 
@@ -178,8 +177,7 @@ def rolling_origins(
     Raises:
         Error: There is none.
     """
-    targets = whole.observed.real[..., : len(whole.schema.target)]
-    seen = np.flatnonzero(np.asarray(~np.isnan(targets).all(-1)).any(0))
+    seen = np.flatnonzero(whole.seen.any(0))
     if not len(seen):
         raise Error("no row has a target")
     first = int(steps_of(whole, [start])[0])

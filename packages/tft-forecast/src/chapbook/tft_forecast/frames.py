@@ -60,3 +60,16 @@ def like(frame: Any, table: pl.DataFrame) -> Any:
         return table.lazy()
     kind = nw.from_native(frame)
     return nw.from_arrow(table.to_arrow(), backend=kind.implementation).to_native()
+
+
+def read_parquet(path: str | Path) -> pl.DataFrame:
+    """Reads a parquet file of a model's folder.
+
+    Raises:
+        Error: It is no parquet file, or not a whole one.
+        OSError: It cannot be read.
+    """
+    try:
+        return pl.read_parquet(path)
+    except pl.exceptions.PolarsError as problem:
+        raise Error(f"{path} is no whole parquet file: {problem}") from None

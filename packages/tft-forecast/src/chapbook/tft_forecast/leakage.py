@@ -10,7 +10,7 @@ Five checks, each of which fails by name:
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -79,9 +79,8 @@ def _origins(
     if origins is not None:
         return steps_of(prepared.panel, origins)
     whole, horizon = prepared.panel, forecaster.config.horizon
-    seen = ~np.isnan(whole.observed.real[..., : forecaster.layout.targets]).all((0, 2))
     first = steps_of(whole, [forecaster.facts["trained_until"]])[0]
-    last = np.flatnonzero(seen)[-1] - horizon
+    last = np.flatnonzero(whole.seen.any(0))[-1] - horizon
     if last < first:
         raise Error(
             f"after {forecaster.facts['trained_until']}, where training ended, the table does not"
@@ -96,17 +95,53 @@ def _forecast(forecaster: Forecaster, whole: Panel, pairs: Any) -> np.ndarray:
     return np.concatenate([values for values, _ in forecaster._forecasts(prepared, pairs)])
 
 
-def _future_is_unseen(
-    forecaster: Forecaster, prepared: Prepared, at: np.ndarray, rng: np.random.Generator
-) -> Finding:
-    whole, touched, names = prepared.panel, set(), forecaster.layout.observed
+def _reaching(
+    forecaster: Forecaster,
+    prepared: Prepared,
+    at: np.ndarray,
+    role: str,
+    rng: np.random.Generator,
+) -> set[str]:
+    """Returns the columns whose values after an origin change a bit of the forecast from there."""
+    whole, found = prepared.panel, set()
+    group = getattr(forecaster.layout, role)
     for origin in at:
         pairs = forecaster.pairs(prepared, whole.grid.times(np.array([origin])).to_list())
         honest = _forecast(forecaster, whole, pairs)
-        for kind, column, changed in _replaced(whole.observed, origin, rng, names):
-            other = dataclasses.replace(whole, observed=changed)
+        for name, changed in _replaced(getattr(whole, role), origin, rng, group):
+            other = dataclasses.replace(whole, **{role: changed})
             if _forecast(forecaster, other, pairs).tobytes() != honest.tobytes():
-                touched.add((names.real if kind == "real" else names.categorical)[column])
+                found.add(name)
+    return found
+
+
+def _replaced(
+    values: Values, origin: int, rng: np.random.Generator, group: Group
+) -> Iterator[tuple[str, Values]]:
+    """Yields each column with a group in which what comes after the origin is emptied, or noise."""
+    ahead = slice(origin + 1, None)
+    for column in range(values.real.shape[-1]):
+        for fill in ("missing", "noise"):
+            real = values.real.copy()
+            shape = real[:, ahead, column].shape
+            spread = np.nanstd(real[..., column]) + 1.0
+            noise = np.nan if fill == "missing" else rng.normal(0, 10 * spread, shape)
+            real[:, ahead, column] = noise
+            yield group.real[column], values._replace(real=real)
+    for column in range(values.categorical.shape[-1]):
+        for fill in ("missing", "noise"):
+            codes = values.categorical.copy()
+            shape = codes[:, ahead, column].shape
+            codes[:, ahead, column] = -1 if fill == "missing" else rng.integers(
+                0, group.sizes[column], shape, np.int32
+            )  # fmt: skip
+            yield group.categorical[column], values._replace(categorical=codes)
+
+
+def _future_is_unseen(
+    forecaster: Forecaster, prepared: Prepared, at: np.ndarray, rng: np.random.Generator
+) -> Finding:
+    touched = _reaching(forecaster, prepared, at, "observed", rng)
     return Finding(
         "targets and observed columns after the origin do not reach the forecast",
         not touched,
@@ -116,42 +151,13 @@ def _future_is_unseen(
     )
 
 
-def _replaced(values: Values, origin: int, rng: np.random.Generator, group: Group) -> Any:
-    """Yields a group once for each column and way of replacing what comes after the origin."""
-    ahead = slice(origin + 1, None)
-    for column in range(values.real.shape[-1]):
-        for fill in ("missing", "noise"):
-            real = values.real.copy()
-            shape = real[:, ahead, column].shape
-            spread = np.nanstd(real[..., column]) + 1.0
-            noise = np.nan if fill == "missing" else rng.normal(0, 10 * spread, shape)
-            real[:, ahead, column] = noise
-            yield "real", column, values._replace(real=real)
-    for column in range(values.categorical.shape[-1]):
-        for fill in ("missing", "noise"):
-            codes = values.categorical.copy()
-            shape = codes[:, ahead, column].shape
-            codes[:, ahead, column] = -1 if fill == "missing" else rng.integers(
-                0, group.sizes[column], shape, np.int32
-            )  # fmt: skip
-            yield "categorical", column, values._replace(categorical=codes)
-
-
 def _known_is_used(
     forecaster: Forecaster, prepared: Prepared, at: np.ndarray, rng: np.random.Generator
 ) -> list[Finding]:
     if not forecaster.schema.known:
         return []
-    whole, group = prepared.panel, forecaster.layout.known
-    used: set[str] = set()
-    for origin in at:
-        pairs = forecaster.pairs(prepared, whole.grid.times(np.array([origin])).to_list())
-        honest = _forecast(forecaster, whole, pairs)
-        for kind, column, changed in _replaced(whole.known, origin, rng, group):
-            other = dataclasses.replace(whole, known=changed)
-            if _forecast(forecaster, other, pairs).tobytes() != honest.tobytes():
-                used.add((group.real if kind == "real" else group.categorical)[column])
-    unused = tuple(name for name in group.names if name not in used)
+    used = _reaching(forecaster, prepared, at, "known", rng)
+    unused = tuple(name for name in forecaster.layout.known.names if name not in used)
     return [
         Finding(
             "known columns after the origin do reach the forecast",
@@ -187,13 +193,11 @@ def _known_tells_nothing(forecaster: Forecaster, prepared: Prepared) -> list[Fin
     whole, layout = prepared.panel, forecaster.layout
     if not forecaster.schema.known:
         return []
-    targets = whole.observed.real[..., : layout.targets]
-    seen = ~np.isnan(targets).all((0, 2))
-    last = np.flatnonzero(seen)[-1]
+    last = np.flatnonzero(whole.seen.any(0))[-1]
     telling, ending = [], []
     for column, name in enumerate(layout.known.real):
         values = whole.known.real[..., column]
-        strongest = max(_correlation(values, targets[..., t]) for t in range(layout.targets))
+        strongest = max(_correlation(values, whole.targets[..., t]) for t in range(layout.targets))
         if strongest > TELLING:
             telling.append(name)
         if last + 1 < values.shape[1] and np.isnan(values[:, last + 1 :]).all():

@@ -82,6 +82,16 @@ class Panel:
     weight: Float[np.ndarray, "entities steps"] | None
     report: dict[str, Any]
 
+    @property
+    def targets(self) -> Float[np.ndarray, "entities steps targets"]:
+        """The targets, after `target_transform`; NaN where missing."""
+        return self.observed.real[..., : len(self.schema.target)]
+
+    @property
+    def seen(self) -> Bool[np.ndarray, "entities steps"]:
+        """Which steps have a target."""
+        return np.asarray(~np.isnan(self.targets).all(-1))
+
 
 def panel(
     frame: Any,

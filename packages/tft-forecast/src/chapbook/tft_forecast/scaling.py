@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 
 from chapbook.core.errors import Error
 from chapbook.core.io import write_atomic
+from chapbook.tft_forecast.frames import read_parquet
 from chapbook.tft_forecast.panels import Panel, Values
 
 METHODS = ("entity", "entity_robust", "entity_mean", "window", "global", "none")
@@ -172,10 +173,7 @@ class Scalers:
             Error: The file is none that `save` wrote.
             OSError: The file cannot be read.
         """
-        try:
-            frame = pl.read_parquet(path)
-        except pl.exceptions.PolarsError as problem:
-            raise Error(f"{path} is no whole parquet file: {problem}") from None
+        frame = read_parquet(path)
         if lacks := [name for name in _STATISTICS if name not in frame.columns]:
             raise Error(f"{path} holds no statistics: there is no column {lacks[0]}")
         return cls(frame)

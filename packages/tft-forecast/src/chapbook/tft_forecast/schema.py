@@ -236,6 +236,21 @@ class Schema:
         """Writes the schema to a YAML file, whole or not at all."""
         write_atomic(path, self.yaml().encode())
 
+    def read(self, frame: Any) -> pl.DataFrame:
+        """Returns a table that has the schema's columns, and whose times are times.
+
+        Args:
+            frame: A path, or any frame that `read_frame` takes.
+
+        Raises:
+            Error: A column is not there.
+            TableError: A time cannot be read.
+        """
+        table, where = read_frame(frame)
+        for name in self.columns:
+            require(table, name, where)
+        return table.with_columns(parse_times(table[self.time], where))
+
     def layout(self, categories: "Categories", *, add_scale_inputs: bool = False) -> Layout:
         """Returns how the variables of a network are laid out.
 

@@ -1,7 +1,8 @@
 """Random search over the paper's ranges, with successive halving; every trial stays in a table.
 
-All trials begin with a few updates; the better half of them goes on with twice as many, and so
-on. What was trained is kept in folders, so that a search that was killed goes on where it stood.
+All trials are trained for a few updates; the better half of them is trained anew for twice as many,
+and so on. Each loss is written down at once, so that a search that was killed repeats only the
+training that it was in.
 """
 
 import dataclasses
