@@ -41,6 +41,8 @@ def test_a_forecast_has_a_row_for_each_series_and_step(trained, table):
     assert found["date"].dtype == pl.Date and (found["date"] > found["origin"]).all()
     same = trained.predict(table, origins=["2024-05-29"])
     assert found.equals(same)
+    prepared = trained.prepare(table)
+    assert trained.predict(prepared, origins=["2024-05-29"]).equals(same)
 
 
 def test_the_kind_of_table_that_comes_in_goes_out(trained, table):

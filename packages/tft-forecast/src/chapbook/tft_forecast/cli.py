@@ -142,6 +142,7 @@ def fit(
     )  # fmt: skip
     made.save(out)
     _remove(out / "training")
+    _note(made.report)
     facts = made.facts | {"model": str(out)}
     if made.facts["best_step"] is not None:
         facts["valid_loss"] = float(made.metrics["valid/loss"].drop_nulls().min())  # pyright: ignore
@@ -180,6 +181,7 @@ def predict(
     loaded = Forecaster.load(model)
     options: dict[str, Any] = {"duplicates": _duplicates(duplicates), "max_gap": max_gap}
     prepared = loaded.prepare(history, future, **options)
+    _note(prepared.panel.report)
     pairs = loaded.pairs(prepared)
     check_future(prepared.panel, pairs[1], loaded.config.horizon, pairs[0])
     skipped = loaded.skipped(prepared, pairs)
@@ -265,17 +267,18 @@ def backtest(
     if refit != "never":
         options |= {"valid_steps": valid_steps, "steps": steps, "seed": seed}
     kept = pl.col("step") <= (horizon or trained)
-    data = loaded.prepare(table, duplicates=doubles) if refit == "never" else table
+    data = loaded.prepare(table, duplicates=doubles)
+    _note(data.panel.report)
+    source = data if refit == "never" else table
     ours = run(
-        loaded, data, start=start, end=end, stride=stride, refit=refit, window=window, **options
+        loaded, source, start=start, end=end, stride=stride, refit=refit, window=window, **options
     ).filter(kept)
     found = {"tft": ours}
     if names:
-        whole = loaded.prepare(data, duplicates=doubles).panel
         origins = ours["origin"].unique().sort().to_list()
         for name in names:
             found[name] = forecast(
-                name, whole, loaded.schema, origins, trained, loaded.config.quantiles,
+                name, data.panel, loaded.schema, origins, trained, loaded.config.quantiles,
                 season=season, jobs=jobs, seed=seed,
             ).filter(kept)  # fmt: skip
     together = pl.concat(
@@ -551,6 +554,12 @@ def _scores(together: "pl.DataFrame") -> "pl.DataFrame":
 
     by = ["model", *(["target"] if "target" in together.columns else [])]
     return score(together, by, ["q_risk", "wql", "coverage", "width"])
+
+
+def _note(report: dict[str, Any]) -> None:
+    """Says what was found in a table and dealt with."""
+    for notice in report["notices"]:
+        typer.echo(f"note: {notice}", err=True)
 
 
 def _say_skipped(skipped: "pl.DataFrame", out: Path) -> None:

@@ -63,6 +63,7 @@ class Forecaster:
         network: The trained module; of an ensemble, all members stacked.
         metrics: A row per window of updates, with the evaluations.
         facts: When training ended, which steps it saw, how many windows.
+        report: What `fit` found in the table, see `Panel.report`; empty after `load`.
         calibration: What `calibrate` found, or None.
 
     Reference:
@@ -76,6 +77,7 @@ class Forecaster:
     network: PyTree
     metrics: pl.DataFrame
     facts: dict[str, Any]
+    report: dict[str, Any]
 
     def __init__(self, schema: Schema, config: TFTConfig | None = None, **changes: Any):
         self.schema = schema
@@ -85,7 +87,7 @@ class Forecaster:
             raise Error(f"unknown option {', '.join(sorted(unknown))}; known are {known}")
         self.config = dataclasses.replace(config or TFTConfig(), **changes)
         self.calibration: Calibration | None = None
-        self.facts = {}
+        self.facts, self.report = {}, {}
 
     # ------------------------------------------------------------------------------------- fit
 
@@ -142,7 +144,7 @@ class Forecaster:
         table, first = self._split(train, valid, valid_steps)
         self.categories = Categories.fit(table, self.schema, until=first)
         whole = panel(table, self.schema, self.categories, duplicates=duplicates, max_gap=max_gap)
-        seen = whole.seen
+        seen, self.report = whole.seen, whole.report
         end = int(np.flatnonzero(seen.any(0))[-1]) + 1 if seen.any() else 0
         stop = end if first is None else int(forecasts.steps_of(whole, [first])[0])
         self.scalers = Scalers.fit(whole, self.config.scaling, stop)
@@ -271,7 +273,8 @@ class Forecaster:
         """Forecasts the steps after the origin of every entity.
 
         Args:
-            history: A frame or the path of a table; it may hold the future's known columns too.
+            history: A frame or the path of a table, which may hold the future's known columns too,
+                or what `prepare` made of them.
             future: Rows with the ids, the time and the known columns of the steps ahead.
             origins: The times that are observed last; the last time of each entity that has a
                 target, if not given.
@@ -281,8 +284,9 @@ class Forecaster:
             options: `duplicates` and `max_gap`, as for `fit`.
 
         Returns:
-            A frame of the kind that came in (Polars for a path): the ids, `origin`, the time,
-            `step`, `target` where there are several, and a column per quantile, in original units.
+            A frame of the kind that came in (Polars for a path or what is prepared): the ids,
+            `origin`, the time, `step`, `target` where there are several, and a column per
+            quantile, in original units.
 
         Raises:
             Error: A known column is missing for a step that is to be forecast.
@@ -294,7 +298,7 @@ class Forecaster:
         if keep_all:
             left_out = self.skipped(prepared, pairs).drop("reason")
             made = pl.concat([made, left_out], how="diagonal")
-        return like(history, made)
+        return made if history is prepared else like(history, made)
 
     def skipped(self, prepared: Prepared, pairs: Pairs) -> pl.DataFrame:
         """Returns the ids of the series that have no window, and the `reason`."""

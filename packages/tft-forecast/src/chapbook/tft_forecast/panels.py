@@ -214,6 +214,26 @@ def _notices(times: pl.Series, schema: Schema) -> list[str]:
     return [f"{schema.time} is in {zone}: steps of {schema.freq} are counted in UTC"]
 
 
+def _counts(report: dict[str, Any]) -> list[str]:
+    """Returns a line for each kind of untidiness that was dealt with."""
+    gaps, told = report["gaps"], []
+    if report["duplicates"]:
+        told.append(f"{report['duplicates']} rows were merged into others of their id and time")
+    if gaps:
+        told.append(
+            f"{len(gaps)} series lack {sum(gaps.values())} steps, which are masked;"
+            f" the longest gap is {report['longest_gap']}"
+        )
+    for name, count in report["missing"].items():
+        told.append(f"{name}: {count} missing values are masked")
+    for name, count in report["unseen"].items():
+        told.append(f"{name}: {count} values that training has not seen are taken as unknown")
+    if constant := report["constant"]:
+        more = f" and {len(constant) - _SHOWN} more" if len(constant) > _SHOWN else ""
+        told.append(f"targets that never change: {', '.join(constant[:_SHOWN])}{more}")
+    return told
+
+
 def _on_grid(
     parts: Sequence[Part],
     schema: Schema,
@@ -278,6 +298,7 @@ def _on_grid(
         weight = np.nan_to_num(dense((schema.weight,)).real[..., 0])
     report |= {"entities": len(ids), "steps": steps}
     report["constant"] = _constant(observed.real[..., :count], ids, schema)
+    report["notices"] += _counts(report)
     return Panel(
         schema, categories, ids, grid,
         grid.times(np.arange(steps)).rename(schema.time), present,
