@@ -23,7 +23,7 @@ def brief(monkeypatch):
     each = EXPERIMENTS["births"]
     config = dataclasses.replace(each.config, **smaller)
     small = dataclasses.replace(each, load=lambda: (some, schema), config=config, steps=2)
-    monkeypatch.setitem(reproduce.EXPERIMENTS, "births", small)
+    monkeypatch.setitem(EXPERIMENTS, "births", small)
     monkeypatch.setattr(reproduce, "BIRTHS", small)
     volatility = dataclasses.replace(EXPERIMENTS["volatility"], steps=2)
     monkeypatch.setattr(reproduce, "VOLATILITY", volatility)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from chapbook.core.errors import Error
 from chapbook.core.meshes import mesh
 from chapbook.tft_forecast import windows
 from chapbook.tft_forecast.config import TFTConfig
@@ -58,6 +59,20 @@ def test_one_two_and_four_devices_give_the_same_losses():
         losses.append(found.metrics["loss"].to_numpy())
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
     np.testing.assert_allclose(losses[2], losses[0], rtol=1e-5)
+
+
+def test_microbatches_add_up_to_the_batch():
+    y = series()
+    y[0, ::4] = y[1, 10:40] = np.nan  # so that microbatches weigh differently
+    config = dataclasses.replace(CONFIG, learning_rate=1e-4)
+    whole, parts = (trained(y, dataclasses.replace(config, microbatch=size)) for size in (8, 2))
+    for name in ("loss", "grad_norm"):
+        np.testing.assert_allclose(parts.metrics[name], whole.metrics[name], rtol=1e-5)
+
+
+def test_a_microbatch_divides_the_batch():
+    with pytest.raises(Error, match=r"^microbatch=3 does not divide batch_size=8$"):
+        dataclasses.replace(CONFIG, microbatch=3)
 
 
 def test_the_loss_falls_on_a_series_with_a_rhythm():

@@ -146,9 +146,23 @@ def train(
     return fit(
         loss, model, _optimizer(config, steps), batches,
         steps=steps, key=dropped, run=folder, mesh=mesh, trainable=trainable,
+        accumulate=batch // _microbatch(config, batch, mesh),
         evaluate=evaluate, evaluate_every=evaluate_every, stop=stop,
         save_every=evaluate_every, log_every=min(20, evaluate_every), on_nan="stop", quiet=quiet,
     )  # fmt: skip
+
+
+CACHED = 32  # windows whose arrays CPUs' caches can be expected to hold in good part
+
+
+def _microbatch(config: TFTConfig, batch: int, mesh: Mesh | None) -> int:
+    """Returns how many windows are computed at once."""
+    wanted = config.microbatch
+    if wanted is None:
+        wanted = CACHED if jax.default_backend() == "cpu" else batch
+    devices = 1 if mesh is None else mesh.size
+    # A batch of fewer windows than were asked for, or of an odd number, stays whole.
+    return batch if batch % wanted or wanted % devices else wanted
 
 
 def _optimizer(config: TFTConfig, steps: int) -> optax.GradientTransformation:
