@@ -69,10 +69,12 @@ def main() -> None:
     meter = Meter()
     forecast = SIDES[side](table, list(schema.known), updates, meter)
     trained = _peak()
+    first, *others = (TEST + dt.timedelta(EVERY * n - 1) for n in range(ORIGINS))
+    parts = [forecast(first)]  # compiles and allocates
     begun = time.perf_counter()
-    origins = [TEST - dt.timedelta(1) + dt.timedelta(EVERY * n) for n in range(ORIGINS)]
-    made = pl.concat([forecast(origin) for origin in origins])
+    parts += [forecast(origin) for origin in others]
     took = time.perf_counter() - begun
+    made = pl.concat(parts)
     actual = table.select("state", pl.col("date").cast(pl.Date), y=pl.col("births").cast(float))
     joined = made.with_columns(pl.col("date").cast(pl.Date)).join(actual, on=["state", "date"])
     if joined.height != 51 * ORIGINS * HORIZON:
@@ -80,7 +82,7 @@ def main() -> None:
     risks = {f"P{100 * q:.0f}": joined.select(q_risk(q)).item() for q in LEVELS}
     found = {
         "windows_per_s": meter.rate(), "training_mib": trained - meter.before,
-        "forecasts_per_s": len(made) / HORIZON / took, **risks,
+        "forecasts_per_s": 51 * len(others) / took, **risks,
     }  # fmt: skip
     print(json.dumps(found))
 

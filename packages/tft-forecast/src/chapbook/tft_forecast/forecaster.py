@@ -505,7 +505,10 @@ class Forecaster:
                 f" {FORMAT}",
                 "save the model again with this version",
             )
-        texts = [f"{name}={json.dumps(value)}" for name, value in about["config"].items()]
+        texts = [
+            f"{name}={'none' if value is None else json.dumps(value)}"
+            for name, value in about["config"].items()
+        ]
         made = cls(Schema.load(folder / "schema.yaml"), configure(TFTConfig, sets=texts))
         made.categories = Categories.load(folder / "categories.parquet")
         made.scalers = Scalers.load(folder / "scalers.parquet")
