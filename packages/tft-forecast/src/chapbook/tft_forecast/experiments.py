@@ -6,6 +6,7 @@ and forecasts are kept in a run's folder, so that an interrupted experiment goes
 
 import dataclasses
 import datetime as dt
+import functools
 import time
 import zoneinfo
 from collections.abc import Callable
@@ -177,13 +178,13 @@ def _small(**changes: Any) -> TFTConfig:
 
 NEW_YORK = zoneinfo.ZoneInfo("America/New_York")
 BIRTHS = Experiment(
-    data.births, _small(encoder=84, horizon=28, hidden=32, batch_size=128),
+    functools.cache(data.births), _small(encoder=84, horizon=28, hidden=32, batch_size=128),
     trained=dt.date(1986, 12, 31), test=dt.date(1988, 1, 1), stride=28, season=7, steps=600,
     year=364, history=(364, 182),
 )  # fmt: skip
 VOLATILITY = Experiment(
-    data.volatility, TFTConfig(encoder=63, horizon=5, hidden=16, heads=1, dropout=0.3,
-                               scaling="global"),
+    functools.cache(data.volatility),
+    TFTConfig(encoder=63, horizon=5, hidden=16, heads=1, dropout=0.3, scaling="global"),
     trained=dt.date(1995, 12, 31), test=dt.date(1997, 1, 1), stride=5, season=5, trees=False,
     history=(260, 260),
 )  # fmt: skip
@@ -191,15 +192,17 @@ EXPERIMENTS = {
     "births": BIRTHS,
     "volatility": VOLATILITY,
     "chicago": Experiment(
-        data.chicago, _small(encoder=56, horizon=14), trained=dt.date(2014, 12, 31),
-        test=dt.date(2016, 1, 1), stride=14, season=7, year=364, history=(364, 182),
+        functools.cache(data.chicago), _small(encoder=56, horizon=14),
+        trained=dt.date(2014, 12, 31), test=dt.date(2016, 1, 1), stride=14,
+        season=7, year=364, history=(364, 182),
     ),
     "elecdemand": Experiment(
-        data.elecdemand, _small(encoder=336, horizon=48), trained=dt.datetime(2014, 9, 30, 23, 30),
-        test=dt.datetime(2014, 11, 1), stride=48, season=336,
+        functools.cache(data.elecdemand), _small(encoder=336, horizon=48),
+        trained=dt.datetime(2014, 9, 30, 23, 30), test=dt.datetime(2014, 11, 1),
+        stride=48, season=336,
     ),
     "flights": Experiment(
-        data.flights, _small(encoder=168, horizon=24, scaling="entity"),
+        functools.cache(data.flights), _small(encoder=168, horizon=24, scaling="entity"),
         trained=dt.datetime(2013, 9, 30, 23, tzinfo=NEW_YORK),
         test=dt.datetime(2013, 11, 1, tzinfo=NEW_YORK), stride=120, season=168, trees=False,
     ),
