@@ -806,6 +806,16 @@ def test_microbatches_stay_on_their_devices_and_moments_lie_as_parameters():
 
 
 @pytest.mark.devices(8)
+def test_a_model_on_one_device_outlives_a_training_on_several():
+    """The copy on the first device is one: `device_put` alone shares it, and steps give it away."""
+    model = Net(jax.random.key(0))
+    for text, count in (("data=2", 2), ("data=2,model=2", 4)):
+        where = mesh(text, devices=jax.devices()[:count])
+        fit(net_loss, model, optax.adam(0.02), batches(), steps=3, key=KEY, mesh=where)
+        assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(model))
+
+
+@pytest.mark.devices(8)
 def test_hundreds_of_steps_on_simulated_devices_do_not_abort():
     result = net_run("data=8", 200, log_every=100)
     assert result.step == 200
