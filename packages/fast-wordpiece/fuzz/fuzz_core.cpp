@@ -256,15 +256,7 @@ Outcome encode_batch(const Encoder& encoder, const Tokenizer& made, ScratchPool&
   options.threads = threads;
   Outcome out;
   try {
-    for (const Rows& part : BatchEncoder(encoder, made.plan, pool, options).encode(first, second)) {
-      const auto base = static_cast<int64_t>(out.rows.tokens.ids.size());
-      for (int64_t end : part.ends) out.rows.ends.push(end + base);
-      out.rows.tokens.ids.append(part.tokens.ids.data(), part.tokens.ids.size());
-      out.rows.tokens.offsets.append(part.tokens.offsets.data(), part.tokens.offsets.size());
-      out.rows.tokens.words.append(part.tokens.words.data(), part.tokens.words.size());
-      out.rows.samples.append(part.samples.data(), part.samples.size());
-      out.rows.overflow.append(part.overflow.data(), part.overflow.size());
-    }
+    out.rows = BatchEncoder(encoder, made.plan, pool, options).encode(first, second);
   } catch (const TruncationError&) {
     out.refused = true;
   }

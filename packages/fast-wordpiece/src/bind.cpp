@@ -218,7 +218,7 @@ nb::object count_batch(SharedEncoder& self, nb::handle texts, bool special, unsi
   Rows rows;
   {
     const nb::gil_scoped_release release;
-    rows = joined(BatchEncoder(self.encoder, self.plan, *self.shared.pool, options).encode(strings.texts(), nullptr));
+    rows = BatchEncoder(self.encoder, self.plan, *self.shared.pool, options).encode(strings.texts(), nullptr);
   }
   return to_array(std::move(rows.ends));
 }

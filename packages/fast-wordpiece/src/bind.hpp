@@ -85,40 +85,12 @@ class Interrupts {
   std::chrono::steady_clock::time_point next_ = std::chrono::steady_clock::now();
 };
 
-template <class T>
-void append(Buffer<T>& to, const Buffer<T>& from) {
-  to.append(from.data(), from.size());
-}
-
-inline Rows joined(std::vector<Rows>&& parts) {
-  if (parts.empty()) return {};
-  Rows all = std::move(parts[0]);
-  if (parts.size() == 1) return all;
-  size_t ids = 0;
-  for (const Rows& part : parts) ids += part.tokens.ids.size();
-  all.tokens.ids.reserve_more(ids);
-  for (size_t i = 1; i < parts.size(); ++i) {
-    Rows part = std::move(parts[i]);
-    const auto base = static_cast<int64_t>(all.tokens.ids.size());
-    for (int64_t& end : part.ends) end += base;  // with count_only, base is 0
-    append(all.tokens.ids, part.tokens.ids);
-    append(all.tokens.offsets, part.tokens.offsets);
-    append(all.tokens.words, part.tokens.words);
-    append(all.ends, part.ends);
-    append(all.samples, part.samples);
-    append(all.firsts, part.firsts);
-    append(all.seconds, part.seconds);
-    append(all.overflow, part.overflow);
-  }
-  return all;
-}
-
 // The rows of a batch as a tuple of arrays.
 inline nb::tuple encode_rows(SharedEncoder& self, const Texts& first, const Texts* second, const BatchOptions& options) {
   Rows rows;
   {
     const nb::gil_scoped_release release;
-    rows = joined(BatchEncoder(self.encoder, self.plan, *self.shared.pool, options).encode(first, second));
+    rows = BatchEncoder(self.encoder, self.plan, *self.shared.pool, options).encode(first, second);
   }
   Buffer<int64_t> bounds;
   bounds.push(0);

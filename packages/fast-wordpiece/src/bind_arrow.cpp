@@ -140,7 +140,7 @@ nb::object count_arrow(SharedEncoder& encoder, nb::handle texts, bool special, u
   Rows rows;
   {
     const nb::gil_scoped_release release;
-    rows = joined(BatchEncoder(encoder.encoder, encoder.plan, *encoder.shared.pool, options).encode({column.texts(), {}}, nullptr));
+    rows = BatchEncoder(encoder.encoder, encoder.plan, *encoder.shared.pool, options).encode({column.texts(), {}}, nullptr);
   }
   return to_array(std::move(rows.ends));
 }

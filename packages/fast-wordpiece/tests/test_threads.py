@@ -99,6 +99,39 @@ def test_a_long_text_is_cut_among_threads_and_nobody_can_tell(threads, different
     assert np.array_equal(tok.encode_ids(text), ids_alone)
 
 
+@pytest.mark.parametrize("threads", [2, 8])
+@pytest.mark.parametrize("special", [True, False])
+def test_long_texts_are_put_together_the_same_by_any_number_of_threads(
+    threads, special, differential, tok, texts
+):
+    one, two = long_text(differential, 3 << 20), long_text(differential, 5 << 18)
+    cut = Truncation(300, stride=20)
+    wanted = {"offsets": True, "add_special_tokens": special}
+    batches = ([one], [*texts[:300], one, two, *texts[300:], two], [one, "", one])
+    for batch in batches:
+        calls: list[Callable[[int], EncodingBatch]] = [
+            lambda n, batch=batch: tok.encode_batch(batch, **wanted, num_threads=n),
+            lambda n, batch=batch: tok.encode_batch(batch, batch[::-1], **wanted, num_threads=n),
+            lambda n, batch=batch: tok.encode_batch(
+                batch, truncation=cut, overflow=True, **wanted, num_threads=n
+            ),
+        ]
+        for call in calls:
+            assert_same(call(1), call(threads))
+        counts, ids = (
+            call(batch, add_special_tokens=special, num_threads=threads)
+            for call in (tok.count_batch, tok.encode_batch)
+        )
+        alone = calls[0](1)
+        assert np.array_equal(counts, alone.lengths)
+        assert np.array_equal(ids.ids, alone.ids)
+        # Whoever stands alone is the same as among others.
+        row = tok.encode_batch([two], **wanted, num_threads=threads)[0]
+        if two in batch:
+            assert np.array_equal(alone[batch.index(two)].offsets, row.offsets)
+            assert np.array_equal(alone[batch.index(two)].word_ids, row.word_ids)
+
+
 def unsplit(tok: Tokenizer, text: str, unit: Any) -> tuple[np.ndarray, np.ndarray, list[int]]:
     """The tokens of a long text as one word that was cut by the caller: never split."""
     batch = tok.encode_batch(

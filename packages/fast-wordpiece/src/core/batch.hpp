@@ -2,20 +2,19 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string_view>
-#include <system_error>
-#include <thread>
 #include <vector>
 
 #include "encoder.hpp"
+#include "parallel.hpp"
 #include "post.hpp"
 
 namespace chapbook {
@@ -82,29 +81,102 @@ struct BatchOptions {
 // The work was stopped by BatchOptions::go_on.
 struct Stopped : std::exception {};
 
+// Puts the parts of a batch, or the pieces of a text, together. Where each goes is known before the
+// first is copied, so that the threads share the copying, and the first writing of fresh memory.
+inline Rows joined(std::span<Rows> parts, size_t threads) {
+  if (parts.empty()) return {};
+  if (parts.size() == 1) return std::move(parts[0]);
+  struct Place {
+    size_t token, row;
+  };
+  std::vector<Place> places;
+  places.reserve(parts.size());
+  size_t tokens = 0, offsets = 0, rows = 0;
+  for (const Rows& part : parts) {
+    places.push_back({tokens, rows});
+    tokens += part.tokens.ids.size();
+    offsets += part.tokens.offsets.size();
+    rows += part.ends.size();
+  }
+  Rows all;
+  all.tokens.ids.resize(tokens);
+  all.tokens.offsets.resize(offsets);  // as many as tokens, or none
+  all.tokens.words.resize(offsets);
+  all.ends.resize(rows);
+  all.samples.resize(rows);
+  all.firsts.resize(rows);
+  all.seconds.resize(rows);
+  all.overflow.resize(rows);
+  constexpr size_t kFew = 64 * 1024;  // tokens that are copied sooner than a thread starts
+  in_parallel(parts.size(), std::min(threads, 1 + tokens / kFew), [&](size_t i, size_t) {
+    const Rows part = std::move(parts[i]);  // freed by who copied it
+    const auto [token, row] = places[i];
+    all.tokens.ids.put(token, part.tokens.ids);
+    for (size_t j = 0; j < part.tokens.offsets.size(); ++j) {
+      const Offset offset = part.tokens.offsets[j];
+      const int32_t word = part.tokens.words[j];
+      const Encoder::Position before = word < 0 ? Encoder::Position{} : part.before;  // special tokens stay
+      all.tokens.offsets[token + j] = {offset.start + before.at, offset.end + before.at};
+      all.tokens.words[token + j] = word + before.word;
+    }
+    // With count_only there are no tokens, and the ends are lengths.
+    for (size_t j = 0; j < part.ends.size(); ++j) all.ends[row + j] = part.ends[j] + static_cast<int64_t>(token);
+    all.samples.put(row, part.samples);
+    all.firsts.put(row, part.firsts);
+    all.seconds.put(row, part.seconds);
+    all.overflow.put(row, part.overflow);
+  });
+  return all;
+}
+
 class BatchEncoder {
  public:
   BatchEncoder(const Encoder& encoder, const Template& plan, ScratchPool& pool, const BatchOptions& options)
       : encoder_(encoder), plan_(plan), pool_(pool), options_(options) {}
 
-  // Returns the parts of the batch in order; each holds the rows of a range of samples.
-  std::vector<Rows> encode(const Texts& first, const Texts* second) {
-    encode_long_texts(first, second);
-    const std::vector<Range> chunks = chunked(first, second);
-    std::vector<Rows> parts(chunks.size());
-    parallel(chunks.size(), [&](size_t i, Scratch& scratch) {
-      Tokens a, b;
-      for (size_t sample = chunks[i].begin; sample < chunks[i].end; ++sample) {
-        encode_sample(scratch, first, second, sample, a, b, parts[i]);
-        if (options_.count_only) parts[i].tokens.clear();
-      }
-    });
-    return parts;
+  Rows encode(const Texts& first, const Texts* second) {
+    if (second == nullptr && options_.truncation.enabled) encode_long_texts(first);
+    std::vector<Chunk> chunks = chunked(first, second);
+    std::vector<Rows> parts = encode_chunks(first, second, chunks);
+    return joined(parts, options_.threads);
   }
 
  private:
   static constexpr size_t kChunk = 64 * 1024;
   static constexpr size_t kLong = 1024 * 1024;
+
+  // What a thread does at a time: a range of samples, or a piece of one long text.
+  struct Chunk {
+    Range samples;
+    Range piece{0, 0};           // bytes of the text; none where these are whole samples
+    size_t count = 0;            // tokens of the piece
+    Encoder::Position length{};  // of the piece
+  };
+
+  // Returns a part of the batch for each chunk.
+  std::vector<Rows> encode_chunks(const Texts& first, const Texts* second, std::vector<Chunk>& chunks) const {
+    std::vector<Rows> parts(chunks.size());
+    std::vector<std::optional<Borrowed>> scratches(std::min<size_t>(options_.threads, chunks.size()));
+    in_parallel(chunks.size(), options_.threads, [&](size_t i, size_t thread) {
+      if (!scratches[thread]) scratches[thread].emplace(pool_);
+      Scratch& scratch = **scratches[thread];
+      // Not in its place yet: there, the threads would write to each other's cache lines.
+      Rows part;
+      if (chunks[i].piece.size() > 0) {
+        encode_piece(scratch, first, chunks[i], part.tokens);
+      } else {
+        Tokens a, b;
+        for (size_t sample = chunks[i].samples.begin; sample < chunks[i].samples.end; ++sample) {
+          encode_sample(scratch, first, second, sample, a, b, part);
+          if (options_.count_only) part.tokens.clear();
+        }
+      }
+      parts[i] = std::move(part);
+      if (thread == 0 && !options_.go_on()) throw Stopped();
+    });
+    end_long_rows(first, chunks, parts);
+    return parts;
+  }
 
   void encode_sample(Scratch& scratch, const Texts& first, const Texts* second, size_t sample, Tokens& a, Tokens& b,
                      Rows& out) const {
@@ -135,26 +207,23 @@ class BatchEncoder {
 
   // Writes the tokens of a sample where they will stay, with the special tokens around them.
   void straight(Scratch& scratch, const Texts& texts, size_t sample, Rows& out) const {
-    static const std::vector<Template::Piece> kBare{{Template::kFirst, 0}};
     size_t count = 0;
-    for (const Template::Piece& piece : options_.special ? plan_.single : kBare) {
+    for (const Template::Piece& piece : row_plan()) {
       if (piece.kind == Template::kSpecial) {
-        out.tokens.ids.push(piece.id);
-        if (options_.wanted.offsets) out.tokens.offsets.push({0, 0});
-        if (options_.wanted.offsets) out.tokens.words.push(-1);
+        Assembler::special(out.tokens, piece.id, options_.wanted);
         continue;
       }
       const size_t before = out.tokens.ids.size();
-      if (const Tokens* done = long_text(texts, sample)) {
-        out.tokens.ids.append(done->ids.data(), done->ids.size());
-        out.tokens.offsets.append(done->offsets.data(), done->offsets.size());
-        out.tokens.words.append(done->words.data(), done->words.size());
-      } else {
-        encode_side(scratch, texts, sample, out.tokens);
-      }
+      encode_side(scratch, texts, sample, out.tokens);
       count = out.tokens.ids.size() - before;
     }
     Assembler::end_row(out, static_cast<int32_t>(sample), count, 0, 0);
+  }
+
+  // What a row of one text is made of; its own tokens alone where truncation comes after them.
+  const std::vector<Template::Piece>& row_plan() const {
+    static const std::vector<Template::Piece> kBare{{Template::kFirst, 0}};
+    return options_.special && !options_.truncation.enabled ? plan_.single : kBare;
   }
 
   void encode_side(Scratch& scratch, const Texts& side, size_t sample, Tokens& out) const {
@@ -175,44 +244,73 @@ class BatchEncoder {
     encoder_.encode(scratch, reinterpret_cast<const uint8_t*>(text.data()), text.size(), options_.wanted, out);
   }
 
-  // Texts so long that they would keep one thread busy alone, and deaf, are cut into pieces first.
-  void encode_long_texts(const Texts& first, const Texts* second) {
-    if (second != nullptr || !first.splits.empty()) return;
-    struct Piece {
-      size_t text, begin, end;
-      Tokens tokens;
-      Encoder::Position position;
-    };
-    std::vector<Piece> pieces;
-    for (size_t i = 0; i < first.texts.size(); ++i) {
-      const std::string_view text = first.texts[i];
-      if (text.size() < kLong) continue;
-      size_t begin = 0;
-      for (size_t end : encoder_.cuts(reinterpret_cast<const uint8_t*>(text.data()), text.size(), 4 * kChunk)) {
-        pieces.push_back({i, begin, end, {}, {}});
-        begin = end;
+  // Texts so long that they would keep one thread busy alone, and deaf, are cut into pieces. Returns
+  // where each ends; empty where a text stays whole.
+  std::vector<size_t> cuts(const Texts& texts, size_t i) const {
+    const std::string_view text = texts.texts[i];
+    if (text.size() < kLong) return {};
+    return encoder_.cuts(reinterpret_cast<const uint8_t*>(text.data()), text.size(), 4 * kChunk);
+  }
+
+  static void add_pieces(size_t sample, const std::vector<size_t>& ends, std::vector<Chunk>& chunks) {
+    size_t begin = 0;
+    for (const size_t end : ends) {
+      chunks.push_back({{sample, sample + 1}, {begin, end}});
+      begin = end;
+    }
+  }
+
+  // The first and the last piece have the special tokens around the text.
+  void encode_piece(Scratch& scratch, const Texts& texts, Chunk& chunk, Tokens& out) const {
+    const std::string_view text = texts.texts[chunk.samples.begin];
+    bool before = true;
+    for (const Template::Piece& piece : row_plan()) {
+      if (piece.kind != Template::kSpecial) {
+        const size_t from = out.ids.size();
+        const auto* data = reinterpret_cast<const uint8_t*>(text.data()) + chunk.piece.begin;
+        chunk.length = encoder_.encode(scratch, data, chunk.piece.size(), options_.wanted, out);
+        chunk.count = out.ids.size() - from;
+        before = false;
+      } else if (before ? chunk.piece.begin == 0 : chunk.piece.end == text.size()) {
+        Assembler::special(out, piece.id, options_.wanted);
       }
     }
-    parallel(pieces.size(), [&](size_t i, Scratch& scratch) {
-      Piece& piece = pieces[i];
-      const auto* data = reinterpret_cast<const uint8_t*>(first.texts[piece.text].data());
-      piece.position = encoder_.encode(scratch, data + piece.begin, piece.end - piece.begin, options_.wanted, piece.tokens);
-    });
+    if (options_.count_only && !options_.truncation.enabled) out = {};
+  }
+
+  // Tells pieces what goes before them, and ends the row of each long text.
+  void end_long_rows(const Texts& texts, const std::vector<Chunk>& chunks, std::vector<Rows>& parts) const {
     Encoder::Position position;
-    for (Piece& piece : pieces) {
-      if (piece.begin == 0) {
-        long_.push_back({piece.text, {}});
+    size_t count = 0;
+    for (size_t i = 0; i < chunks.size(); ++i) {
+      const Chunk& chunk = chunks[i];
+      if (chunk.piece.size() == 0) continue;
+      if (chunk.piece.begin == 0) {
         position = {};
+        count = 0;
       }
-      Tokens& whole = long_.back().tokens;
-      for (Offset& offset : piece.tokens.offsets) offset = {offset.start + position.at, offset.end + position.at};
-      for (int32_t& word : piece.tokens.words) word += position.word;
-      whole.ids.append(piece.tokens.ids.data(), piece.tokens.ids.size());
-      whole.offsets.append(piece.tokens.offsets.data(), piece.tokens.offsets.size());
-      whole.words.append(piece.tokens.words.data(), piece.tokens.words.size());
-      position.at += piece.position.at;
-      position.word += piece.position.word;
-      piece.tokens = {};
+      parts[i].before = position;
+      position.at += chunk.length.at;
+      position.word += chunk.length.word;
+      count += chunk.count;
+      const size_t sample = chunk.samples.begin;
+      if (options_.truncation.enabled || chunk.piece.end < texts.texts[sample].size()) continue;
+      Assembler::end_row(parts[i], static_cast<int32_t>(sample), count, 0, 0);
+      const size_t added = options_.special ? plan_.specials(false) : 0;
+      if (options_.count_only) parts[i].ends[0] = static_cast<int64_t>(count + added);
+    }
+  }
+
+  // Truncation wants all tokens of a long text at once.
+  void encode_long_texts(const Texts& texts) {
+    if (!texts.splits.empty()) return;
+    std::vector<Chunk> chunks;
+    for (size_t i = 0; i < texts.texts.size(); ++i) add_pieces(i, cuts(texts, i), chunks);
+    std::vector<Rows> parts = encode_chunks(texts, nullptr, chunks);
+    for (size_t begin = 0, end; begin < chunks.size(); begin = end) {
+      for (end = begin + 1; end < chunks.size() && chunks[end].piece.begin > 0;) ++end;
+      Rows whole = joined(std::span(parts).subspan(begin, end - begin), options_.threads);
+      long_.push_back({chunks[begin].samples.begin, std::move(whole.tokens)});
     }
   }
 
@@ -223,9 +321,10 @@ class BatchEncoder {
     return found != long_.end() && found->text == sample ? &found->tokens : nullptr;
   }
 
-  // Ranges of samples of at least kChunk bytes; one range where one thread works.
-  std::vector<Range> chunked(const Texts& first, const Texts* second) const {
-    std::vector<Range> chunks;
+  // Ranges of samples of at least kChunk bytes, and the pieces of long texts between them.
+  std::vector<Chunk> chunked(const Texts& first, const Texts* second) const {
+    std::vector<Chunk> chunks;
+    const bool straight = second == nullptr && first.splits.empty() && !options_.truncation.enabled;
     const size_t n = first.size();
     size_t begin = 0, bytes = 0;
     auto weight = [&](const Texts& side, size_t sample) {
@@ -235,51 +334,24 @@ class BatchEncoder {
       for (size_t i = from; i < to; ++i) sum += side.texts[i].size() + 16;
       return sum;
     };
-    for (size_t i = 0; i < n; ++i) {
-      bytes += weight(first, i) + (second == nullptr ? 0 : weight(*second, i));
-      if (bytes >= kChunk) {
-        chunks.push_back({begin, i + 1});
-        begin = i + 1;
-        bytes = 0;
-      }
-    }
-    if (begin < n) chunks.push_back({begin, n});
-    return chunks;
-  }
-
-  // Runs `work(i, scratch)` for each i on the threads, and passes on the first exception.
-  template <class Work>
-  void parallel(size_t count, Work&& work) {
-    if (count == 0) return;
-    std::atomic<size_t> next{0};
-    std::atomic<bool> stop{false};
-    std::exception_ptr failure;
-    std::mutex mutex;
-    auto run = [&](bool caller) {
-      try {
-        Borrowed scratch(pool_);
-        for (size_t i; !stop && (i = next++) < count;) {
-          work(i, *scratch);
-          if (caller && !options_.go_on()) throw Stopped();
-        }
-      } catch (...) {
-        stop = true;
-        const std::lock_guard lock(mutex);
-        if (!failure) failure = std::current_exception();
-      }
+    auto end_chunk = [&](size_t end) {
+      if (begin < end) chunks.push_back({{begin, end}});
+      begin = end;
+      bytes = 0;
     };
-    const size_t threads = std::min<size_t>(options_.threads, count);
-    std::vector<std::thread> others;
-    for (size_t t = 1; t < threads; ++t) {
-      try {
-        others.emplace_back(run, false);
-      } catch (const std::system_error&) {
-        break;  // The system gives no more threads: those that there are do the work.
+    for (size_t i = 0; i < n; ++i) {
+      const std::vector<size_t> ends = straight ? cuts(first, i) : std::vector<size_t>();
+      if (!ends.empty()) {
+        end_chunk(i);
+        add_pieces(i, ends, chunks);
+        begin = i + 1;
+        continue;
       }
+      bytes += weight(first, i) + (second == nullptr ? 0 : weight(*second, i));
+      if (bytes >= kChunk) end_chunk(i + 1);
     }
-    run(true);
-    for (std::thread& other : others) other.join();
-    if (failure) std::rethrow_exception(failure);
+    end_chunk(n);
+    return chunks;
   }
 
   struct Long {

@@ -55,6 +55,11 @@ class Buffer {
     size_ += count;
   }
 
+  // Copies all of another buffer over the elements from `at` on, of which there must be enough.
+  void put(size_t at, const Buffer& from) {
+    if (from.size_ != 0) std::memcpy(data_ + at, from.data_, from.size_ * sizeof(T));
+  }
+
   // Sets the size; elements beyond the old size are not initialised.
   void resize(size_t size) {
     if (size > capacity_) grow(size);

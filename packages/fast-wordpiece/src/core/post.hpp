@@ -50,6 +50,7 @@ struct Rows {
   Buffer<int32_t> samples;  // the sample of each row
   Buffer<int32_t> firsts, seconds;        // tokens of the first and second sequence in each row
   Buffer<uint8_t> overflow;  // bit 0, 1: the first, second sequence is a window of overflow
+  Encoder::Position before;  // of a piece of a text: what its offsets and words do not count yet
 };
 
 // A sample that cannot be truncated as asked.
@@ -116,9 +117,7 @@ class Assembler {
     for (const Template::Piece& piece : pieces_) {
       switch (piece.kind) {
         case Template::kSpecial:
-          out.tokens.ids.push(piece.id);
-          if (wanted_.offsets) out.tokens.offsets.push({0, 0});
-          if (wanted_.offsets) out.tokens.words.push(-1);
+          special(out.tokens, piece.id, wanted_);
           break;
         case Template::kFirst: copy(first, a, out.tokens); break;
         case Template::kSecond:
@@ -127,6 +126,12 @@ class Assembler {
       }
     }
     end_row(out, sample, a.size(), second == nullptr ? 0 : b.size(), overflow);
+  }
+
+  static void special(Tokens& out, int32_t id, const Wanted& wanted) {
+    out.ids.push(id);
+    if (wanted.offsets) out.offsets.push({0, 0});
+    if (wanted.offsets) out.words.push(-1);
   }
 
   static void end_row(Rows& out, int32_t sample, size_t first, size_t second, uint8_t overflow) {
