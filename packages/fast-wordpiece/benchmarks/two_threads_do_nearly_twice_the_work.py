@@ -29,8 +29,8 @@ OUTPUTS = ("ids", "ids and offsets", "padded")
 def main() -> None:
     """Prints megabytes a second with one and two threads, and writes them beside this file."""
     parser = argparse.ArgumentParser(description=CLAIM)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--megabytes", type=float, default=100, help="of the largest text")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--megabytes", type=float, default=50, help="of the largest text")
     given = parser.parse_args()
     if (os.cpu_count() or 1) < 2:
         raise SystemExit("error: this machine has one core")
