@@ -63,7 +63,7 @@ def _modules_with_shapes() -> list[str]:
     folder = Path(__file__).parent
     return [
         ".".join(path.relative_to(folder).with_suffix("").parts[2:])
-        for path in folder.glob("*/src/chapbook/*/*.py")
+        for path in folder.glob("*/src/chapbook/*/**/*.py")
         if "from jaxtyping import" in path.read_text()
     ]
 

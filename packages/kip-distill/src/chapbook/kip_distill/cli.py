@@ -1,0 +1,249 @@
+"""The command `kip-distill`: parses, calls the library, prints. It never imports JAX here."""
+
+import json as text
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from chapbook.core import cli
+from chapbook.core.errors import Error
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+app = cli.app(
+    "kip-distill",
+    "Dataset distillation with infinitely wide networks: neural kernels, KIP and Label Solve.",
+    version=version("chapbook-kip-distill"),
+)
+main = cli.main(app)
+
+_DATA = (
+    "mnist5k, digits, fashion-mnist:FOLDER, npz:FILE (arrays images, labels), table:FILE or "
+    "folder:FOLDER (a folder for each class)."
+)
+Data = Annotated[str, typer.Option("--data", metavar="SOURCE", help=_DATA)]
+Label = Annotated[
+    str | None, typer.Option("--label", metavar="COLUMN", help="The classes of a table.")
+]
+Arch = Annotated[
+    str, typer.Option("--arch", help="FC1, FC2, ..., ConvNet, ConvNet3, Conv4, ..., Myrtle5.")
+]
+PerClass = Annotated[int, typer.Option("--per-class", min=1, help="Images of each class.")]
+Reg = Annotated[float, typer.Option("--reg", help="Regulariser, relative to the kernel's scale.")]
+Zca = Annotated[float | None, typer.Option("--zca", min=0, help="Whiten with this regulariser.")]
+SetFile = Annotated[Path, typer.Option("--set", metavar="NPZ", help="A distilled set.")]
+Out = Annotated[Path, typer.Option("--out", metavar="FILE", help="What is written.")]
+
+
+@app.command()
+def distill(
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Of the run.")],
+    arch: Arch = "FC1",
+    per_class: PerClass = 10,
+    label: Label = None,
+    learn_labels: Annotated[bool, typer.Option("--learn-labels", help="Learn labels too.")] = False,
+    steps: Annotated[int, typer.Option("--steps", min=1)] = 1000,
+    target_batch: Annotated[int, typer.Option("--target-batch", min=1)] = 5000,
+    lr: Annotated[float, typer.Option("--lr", min=0, help="Adam's learning rate.")] = 0.04,
+    reg: Reg = 1e-6,
+    zca: Zca = None,
+    noise: Annotated[bool, typer.Option("--noise", help="Begin with noise, not images.")] = False,
+    mesh: cli.MeshText = "",
+    devices: cli.Devices = None,
+    seed: cli.Seed = 0,
+    fresh: cli.Fresh = False,
+    quiet: cli.Quiet = False,
+    json: cli.Json = False,
+) -> None:
+    """Distil a data set into a few images; the same command goes on with an interrupted run.
+
+    Example: kip-distill distill --data folder:photos --per-class 1 --steps 300 --out run
+    """
+    from chapbook.kip_distill.distilling import distil
+    from chapbook.kip_distill.kernels import named
+
+    found = distil(
+        _read(data, label), named(arch), run_dir=out, arch=arch, per_class=per_class,
+        learn_labels=learn_labels, steps=steps, target_batch=target_batch, lr=lr, reg=reg, zca=zca,
+        noise=noise, mesh=_mesh(mesh, devices), seed=seed, fresh=fresh, quiet=quiet,
+    )  # fmt: skip
+    _show({"set": str(out / "distilled.npz"), **found.facts["train"]}, json)
+
+
+@app.command("label-solve")
+def label_solve(
+    data: Data,
+    out: Out,
+    arch: Arch = "ConvNet",
+    per_class: PerClass = 10,
+    label: Label = None,
+    reg: Reg = 1e-6,
+    zca: Zca = None,
+    mesh: cli.MeshText = "",
+    devices: cli.Devices = None,
+    seed: cli.Seed = 0,
+    json: cli.Json = False,
+) -> None:
+    """Find the labels with which a few real images explain all others best.
+
+    Example: kip-distill label-solve --data mnist5k --arch FC1 --per-class 10 --out set.npz
+    """
+    from chapbook.kip_distill.distilling import solve_labels
+    from chapbook.kip_distill.kernels import named
+
+    found, rank = solve_labels(
+        _read(data, label), named(arch), arch=arch, per_class=per_class, reg=reg, zca=zca,
+        mesh=_mesh(mesh, devices), seed=seed,
+    )  # fmt: skip
+    found.save(out)
+    _show({"set": str(out), "images": len(found.images), "rank": rank}, json)
+
+
+@app.command()
+def evaluate(
+    distilled: SetFile,
+    data: Data,
+    label: Label = None,
+    arch: Annotated[str | None, typer.Option("--arch", help="If the set does not tell.")] = None,
+    train: Annotated[
+        bool, typer.Option("--train", help="The training part of public data.")
+    ] = False,
+    mesh: cli.MeshText = "",
+    devices: cli.Devices = None,
+    json: cli.Json = False,
+) -> None:
+    """Score the kernel regression on a distilled set: accuracy, squared error, and each class.
+
+    Example: kip-distill evaluate --set run/distilled.npz --data mnist5k
+    """
+    from chapbook.kip_distill import data as source
+    from chapbook.kip_distill.distilled import DistilledSet
+    from chapbook.kip_distill.distilling import scores
+
+    held = DistilledSet.load(distilled)
+    names = held.facts.get("classes")
+    test = None if train else source.read_test(data)
+    examples = test or source.read(data, label=label, names=names)
+    _show(scores(held, examples, arch=arch, mesh=_mesh(mesh, devices)), json)
+
+
+@app.command()
+def predict(
+    distilled: SetFile,
+    source: Annotated[
+        str, typer.Option("--input", metavar="SOURCE", help="npz:FILE, table:FILE, folder:FOLDER.")
+    ],
+    out: Out,
+    arch: Annotated[str | None, typer.Option("--arch", help="If the set does not tell.")] = None,
+    mesh: cli.MeshText = "",
+    devices: cli.Devices = None,
+) -> None:
+    """Write the class that a distilled set predicts for every input, and the scores of all classes.
+
+    Example: kip-distill predict --set run/distilled.npz --input folder:new --out classes.csv
+    """
+    from chapbook.core.tables import write_table
+    from chapbook.kip_distill.data import read_inputs
+    from chapbook.kip_distill.distilled import DistilledSet
+    from chapbook.kip_distill.distilling import predicted
+
+    held = DistilledSet.load(distilled)
+    x, table = read_inputs(source, held.facts.get("features", ()))
+    write_table(predicted(held, x, table, arch=arch, mesh=_mesh(mesh, devices)), out)
+
+
+@app.command()
+def inspect(
+    distilled: Annotated[Path, typer.Argument(metavar="NPZ", help="A distilled set.")],
+    sheet: Annotated[
+        Path | None, typer.Option("--sheet", metavar="PNG", help="Write its images.")
+    ] = None,
+    table: Annotated[
+        Path | None, typer.Option("--table", metavar="TABLE", help="Write its rows.")
+    ] = None,
+    json: cli.Json = False,
+) -> None:
+    """Tell how a distilled set was made, and write its images as a picture or a table."""
+    from chapbook.core.tables import write_table
+    from chapbook.kip_distill.distilled import DistilledSet
+    from chapbook.kip_distill.sheet import write_sheet
+
+    held = DistilledSet.load(distilled)
+    if sheet:
+        if held.images.ndim != 4:
+            raise Error(f"{distilled}: its inputs are no images; write them with --table")
+        write_sheet(sheet, held.view(), held.classes)
+    if table:
+        write_table(held.table(), table)
+    shape = {"inputs": list(held.images.shape), "labels": list(held.labels.shape)}
+    _show(shape | held.facts, json)
+
+
+@app.command()
+def kernel(
+    x: Annotated[str, typer.Option("--x", metavar="SOURCE", help="npz:FILE, table:FILE, ...")],
+    out: Out,
+    arch: Arch = "ConvNet",
+    y: Annotated[str | None, typer.Option("--y", metavar="SOURCE", help="Other inputs.")] = None,
+    get: Annotated[str, typer.Option("--get", help="ntk, nngp or both: ntk,nngp.")] = "ntk",
+    rows: Annotated[int, typer.Option("--rows", min=1, help="Of a block that is kept.")] = 256,
+    mesh: cli.MeshText = "",
+    devices: cli.Devices = None,
+    quiet: cli.Quiet = False,
+) -> None:
+    """Write kernel matrices; what an interrupted command has finished is not computed again.
+
+    Inputs are taken as they are read, without preprocessing.
+
+    Example: kip-distill kernel --x npz:images.npz --arch ConvNet --get ntk,nngp --out K.npz
+    """
+    from chapbook.kip_distill.data import read_inputs
+    from chapbook.kip_distill.kernels import named
+    from chapbook.kip_distill.matrices import write_matrices
+
+    first = read_inputs(x)[0]
+    second = read_inputs(y)[0] if y else None
+    write_matrices(
+        out, named(arch), first, second, arch=arch, get=tuple(get.split(",")), rows=rows,
+        mesh=_mesh(mesh, devices), watch=lambda blocks: cli.progress(blocks, "kernel", quiet=quiet),
+    )  # fmt: skip
+
+
+@app.command()
+def reproduce(
+    run: cli.RunDir = Path("run"),
+    full: Annotated[bool, typer.Option("--full", help="Three seeds, more steps.")] = False,
+    seed: cli.Seed = 0,
+    fresh: cli.Fresh = False,
+    quiet: cli.Quiet = False,
+) -> None:
+    """Show the paper's claim on real images: ten learned ones beat a hundred real ones."""
+    from chapbook.kip_distill.reproduce import reproduce as show
+
+    show(run, full=full, seed=seed, fresh=fresh, quiet=quiet)
+
+
+def _read(data: str, label: str | None) -> Any:
+    from chapbook.kip_distill.data import read
+
+    return read(data, label=label)
+
+
+def _mesh(axes: str, devices: int | None) -> "Mesh | None":
+    from chapbook.core.meshes import mesh, simulate
+
+    if devices:
+        simulate(devices)
+    return mesh(axes) if axes else None
+
+
+def _show(found: dict[str, Any], json: bool) -> None:
+    if json:
+        typer.echo(text.dumps(found))
+        return
+    for name, value in found.items():
+        typer.echo(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}")
