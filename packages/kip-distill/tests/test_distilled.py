@@ -59,6 +59,30 @@ def test_files_that_are_no_sets_are_refused(tmp_path, arrays, told):
         DistilledSet.load(tmp_path / "text.npz")
 
 
+def test_a_damaged_file_is_read_or_refused_in_one_line(tmp_path):
+    held, _ = made(zca=0.1)
+    path = tmp_path / "set.npz"
+    held.save(path)
+    whole = path.read_bytes()
+    g = np.random.default_rng(0)
+    refused = 0
+    for number in range(300):
+        damaged = bytearray(whole)
+        if number % 2:
+            damaged = damaged[: g.integers(len(whole))]
+        else:
+            for place in (*g.integers(len(whole), size=4), *g.integers(200, size=4)):
+                damaged[place] = g.integers(256)
+        path.write_bytes(damaged)
+        try:
+            DistilledSet.load(path)
+        except Error as problem:
+            refused += 1
+            assert "\n" not in str(problem)
+            assert str(path) in str(problem)
+    assert refused > 200
+
+
 def test_inputs_of_another_shape_are_refused():
     with pytest.raises(Error, match=r"\(5, 5, 1\) do not fit a set of \(4, 4, 1\)"):
         made()[0].process(np.zeros((2, 5, 5, 1), np.float32))

@@ -143,9 +143,11 @@ def test_an_npz_holds_images_or_vectors(tmp_path):
     np.savez(path, x=np.array([[1.0], [np.nan]]))
     with pytest.raises(TableError, match="row 1"):
         read_examples(path)
-    path.write_bytes(b"PK no")
-    with pytest.raises(Error, match="not a readable npz"):
-        read_examples(path)
+    whole = path.read_bytes()
+    for damaged in (b"PK no", whole[:-9], whole[:40], whole.replace(b"descr", b"de(cr")):
+        path.write_bytes(damaged)
+        with pytest.raises(Error, match="not a readable npz"):
+            read_examples(path)
 
 
 def _idx(values):

@@ -559,7 +559,7 @@ def _put(x: Any, sharding: Sharding) -> Array:
     if sharding.is_fully_addressable or not x.is_fully_addressable:
         # On several devices, `device_put` shares the part that lies where it should already, in
         # spite of `may_alias=False`; what is shared would be given away with the first step.
-        return jax.device_put(jnp.copy(x) if x.is_fully_addressable else x, sharding)
+        return jax.device_put(jnp.copy(x), sharding)
     whole = np.asarray(x)
     return jax.make_array_from_callback(x.shape, sharding, lambda index: whole[index])
 

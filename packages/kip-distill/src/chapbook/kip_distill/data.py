@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 
 from chapbook.core import datasets
 from chapbook.core.errors import Error, TableError
+from chapbook.kip_distill.arrays import read_arrays
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 FASHION = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
@@ -95,7 +96,7 @@ def read_inputs(
     if not path.exists():
         raise Error(f"{path}: no such file or folder")
     if kind == "npz":
-        x = _images(_arrays(path), path)
+        x = _images(read_arrays(path), path)
         return x, pl.DataFrame({"row": np.arange(len(x))})
     if kind == "folder":
         files = sorted(each for each in path.rglob("*") if each.suffix.lower() in IMAGE_SUFFIXES)
@@ -176,18 +177,6 @@ def fashion_mnist(folder: Path) -> tuple[Examples, Examples]:
     return part("train"), part("t10k")
 
 
-def smaller(examples: Examples, factor: int) -> Examples:
-    """Returns images whose height and width are divided by a factor, by means over squares.
-
-    Args:
-        examples: Images whose sizes the factor divides.
-        factor: By which they become smaller.
-    """
-    n, height, width, channels = examples.x.shape
-    shape = (n, height // factor, factor, width // factor, factor, channels)
-    return Examples(examples.x.reshape(shape).mean((2, 4)), examples.y, examples.names)
-
-
 def _split(examples: Examples, share: float) -> tuple[Examples, Examples]:
     """Returns the first share of each class, and the rest."""
     place = np.empty(len(examples.y), np.int64)
@@ -217,14 +206,6 @@ def _idx(path: Path, dimensions: int) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=head).reshape(shape)
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError) as problem:
-        raise Error(f"{path}: not a readable npz file ({problem})") from None
-
-
 def _images(held: dict[str, np.ndarray], path: Path) -> Float[np.ndarray, "n ..."]:
     if "images" not in held:
         raise Error(f"{path}: no array images; it has {', '.join(held) or 'none'}")
@@ -246,7 +227,7 @@ def _images(held: dict[str, np.ndarray], path: Path) -> Float[np.ndarray, "n ...
 
 
 def _npz(path: Path, names: Sequence[str] | None) -> Examples:
-    held = _arrays(path)
+    held = read_arrays(path)
     images = _images(held, path)
     if "labels" not in held:
         raise Error(f"{path}: no array labels; it has {', '.join(held)}")

@@ -10,7 +10,8 @@ import polars as pl
 from jaxtyping import Float, Int
 
 from chapbook.core.errors import Error
-from chapbook.core.io import plain, write_atomic
+from chapbook.core.io import plain
+from chapbook.kip_distill.arrays import read_arrays, write_arrays
 from chapbook.kip_distill.preprocessing import Preprocess
 
 VERSION = 1
@@ -56,12 +57,7 @@ class DistilledSet:
             }
         facts = json.dumps({"version": VERSION} | self.facts, default=plain)
         arrays["metadata"] = np.frombuffer(facts.encode(), np.uint8)
-
-        def write(part: Path) -> None:
-            with part.open("wb") as file:
-                np.savez(file, allow_pickle=False, **arrays)
-
-        write_atomic(path, write)
+        write_arrays(path, arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> "DistilledSet":
@@ -73,13 +69,7 @@ class DistilledSet:
         Raises:
             Error: The file is no `npz`, or has no `images` or `labels` that belong together.
         """
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-        except FileNotFoundError:
-            raise Error(f"{path}: no such file") from None
-        except (OSError, ValueError) as problem:
-            raise Error(f"{path}: not an npz file of arrays ({problem})") from None
+        arrays = read_arrays(Path(path))
         for name in ("images", "labels"):
             if name not in arrays:
                 raise Error(f"{path}: no array {name}; it has {', '.join(arrays) or 'none'}")

@@ -238,6 +238,6 @@ def predicted(
 
 def _fingerprint(examples: Examples) -> str:
     """Returns a short name of the data, by which a run knows it again."""
-    digest = hashlib.sha256(np.ascontiguousarray(examples.x).tobytes())
+    digest = hashlib.sha256(examples.x.tobytes())
     digest.update(examples.y.tobytes())
     return digest.hexdigest()[:16]

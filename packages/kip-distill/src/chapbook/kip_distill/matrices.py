@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from chapbook.core.errors import Error
 from chapbook.core.io import write_atomic, write_json
+from chapbook.kip_distill.arrays import read_arrays, write_arrays
 from chapbook.kip_distill.kernels import Kernel
 
 
@@ -66,19 +67,15 @@ def write_matrices(
         part = x1[starts[place] : starts[place] + rows]
         found = kernel(part, other, get=get, mesh=mesh)
         _save(files[place], dict(zip(get, map(np.asarray, found), strict=True)))
-    blocks = [dict(np.load(file)) for file in files]
+    blocks = [read_arrays(file) for file in files]
     _save(path, {name: np.concatenate([each[name] for each in blocks]) for name in get})
     shutil.rmtree(parts)
 
 
 def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    def write(part: Path) -> None:
-        if path.suffix == ".safetensors":
-            from safetensors.numpy import save_file
+    if path.suffix == ".npz":
+        write_arrays(path, arrays)
+        return
+    from safetensors.numpy import save_file
 
-            save_file(arrays, part)
-            return
-        with part.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-
-    write_atomic(path, write)
+    write_atomic(path, lambda part: save_file(arrays, part))

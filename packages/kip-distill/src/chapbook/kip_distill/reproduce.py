@@ -22,7 +22,6 @@ from chapbook.core import cli
 from chapbook.core.run import Run
 from chapbook.core.tables import read_table, write_table
 from chapbook.kip_distill import data
-from chapbook.kip_distill.data import Examples
 from chapbook.kip_distill.kernels import FC, ConvNet, Kernel
 from chapbook.kip_distill.kip import KIP, Support
 from chapbook.kip_distill.labels import centred
@@ -64,10 +63,10 @@ def reproduce(
         found += [_digits(run, each, 150 if full else 60, quiet) for each in few]
         table = pl.concat(found)
         write_table(table, run.path / "accuracy.csv")
-        cli.claims(_claims(table, full), run)
+        cli.claims(_claims(table), run)
 
 
-def _claims(table: pl.DataFrame, full: bool) -> list[Row]:
+def _claims(table: pl.DataFrame) -> list[Row]:
     mean = {
         (data, size, method): accuracy
         for data, size, method, accuracy in table.group_by("data", "images", "method").agg(
@@ -115,7 +114,7 @@ def _mnist(run: Run, size: int, seed: int, steps: int, quiet: bool) -> pl.DataFr
     def make() -> pl.DataFrame:
         train, test = data.mnist_5k()
         preprocess = Preprocess.fit(train.x)
-        x, held = preprocess(train.x), Examples(preprocess(test.x), test.y, test.names)
+        x, held = preprocess(train.x), preprocess(test.x)
         kip = KIP(FC(1), size)
         start = kip.init(x, train.y, key=jax.random.key(seed))
         images, classes = k_means(x, train.y, size // 10, seed=seed)
@@ -129,20 +128,19 @@ def _mnist(run: Run, size: int, seed: int, steps: int, quiet: bool) -> pl.DataFr
             made = KIP(FC(1), size, learn_labels=learn)
             done = made.fit(start, x, train.y, steps=steps, seed=seed, log_every=50, quiet=quiet)
             methods[name] = done.model
-        rows = {name: kip.score(each, held.x, held.y)["accuracy"] for name, each in methods.items()}
-        if size == 10 and seed == run.config["seed"]:
-            whole = KernelRidge.fit(kip.kernel, x, centred(train.y, 10)).predict(held.x)
-            every = {"data": "mnist5k", "images": len(x), "seed": seed, "method": ALL,
-                     "accuracy": 100 * float((whole.argmax(1) == held.y).mean())}  # fmt: skip
-        else:
-            every = None
-        if seed == run.config["seed"]:
-            _pictures(run, size, preprocess, start, methods)
+        first = seed == run.config["seed"]
         found = [
             {"data": "mnist5k", "images": size, "seed": seed, "method": name,
-             "accuracy": 100 * value} for name, value in rows.items()
+             "accuracy": 100 * kip.score(each, held, test.y)["accuracy"]}
+            for name, each in methods.items()
         ]  # fmt: skip
-        return pl.DataFrame(found + ([every] if every else []))
+        if size == 10 and first:
+            whole = KernelRidge.fit(kip.kernel, x, centred(train.y, 10)).predict(held)
+            found.append({"data": "mnist5k", "images": len(x), "seed": seed, "method": ALL,
+                          "accuracy": 100 * float((whole.argmax(1) == test.y).mean())})  # fmt: skip
+        if first:
+            _pictures(run, size, preprocess, start, methods)
+        return pl.DataFrame(found)
 
     return _kept(run, f"mnist-{size}-{seed}", make)
 

@@ -309,7 +309,7 @@ def _npz(path: Path, label: str | None, classes: Sequence[str], inputs: Inputs |
     try:
         with np.load(path, allow_pickle=False) as file:
             held = {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError) as problem:
+    except Exception as problem:  # a damaged zip or header raises errors of many kinds
         raise Error(f"{path}: not a readable npz file ({problem})") from None
     for name in ["x", *([label] if label else [])]:
         if name not in held:

@@ -56,7 +56,7 @@ class DrawnLabels:
                 return {name: file[name] for name in file.files}
         except FileNotFoundError:
             return None
-        except (ValueError, OSError, EOFError) as problem:
+        except Exception as problem:  # a damaged zip or header raises errors of many kinds
             raise Error(
                 f"{path}: drawn labels that cannot be read ({problem})",
                 "restore the file; drawing its labels again spends their epsilon again",

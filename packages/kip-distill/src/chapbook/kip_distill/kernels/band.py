@@ -58,6 +58,23 @@ def reaches(shapes: Sequence[tuple[int, int]], last: Reach) -> list[Reach]:
     return found
 
 
+def plan(
+    layers: Sequence[OfImages], readout: Readout, shape: Sequence[int]
+) -> tuple[list[list[Conv | Activation]], list[tuple[int, int]], list[Reach]]:
+    """Returns the layers, the size and the greatest displacements of every stage.
+
+    Args:
+        layers: Convolutions, activations and pools.
+        readout: `Flatten`, which needs no displacement, or `GlobalAvgPool`, which needs all.
+        shape: Height and width of the images.
+    """
+    parts = stages(layers)
+    shapes = sizes(shape[0], shape[1], len(parts) - 1)
+    height, width = shapes[-1]
+    everywhere = isinstance(readout, GlobalAvgPool)
+    return parts, shapes, reaches(shapes, (height - 1, width - 1) if everywhere else (0, 0))
+
+
 def covariances(
     layers: Sequence[OfImages],
     readout: Readout,
@@ -79,11 +96,7 @@ def covariances(
         second: Of the second images'.
         ntk: Whether the NTK is asked for beside the NNGP.
     """
-    parts = stages(layers)
-    shapes = sizes(x1.shape[1], x1.shape[2], len(parts) - 1)
-    height, width = shapes[-1]
-    everywhere = isinstance(readout, GlobalAvgPool)
-    bands = reaches(shapes, (height - 1, width - 1) if everywhere else (0, 0))
+    parts, shapes, bands = plan(layers, readout, x1.shape[1:3])
     left, right = _last(x1), _last(x2)
     ones, others = [_last(each) for each in first], [_last(each) for each in second]
     planes = Covariance(left, None)  # until the first stage
@@ -96,9 +109,7 @@ def covariances(
         else:
             planes = _pooled(planes, shapes[number - 1], bands[number - 1], bands[number])
             planes = _stage(part, planes, here, shapes[number], bands[number])
-    if everywhere:
-        return planes.map(lambda q: q.sum((0, 1, 2, 3)) / (height * width) ** 2)
-    return planes.map(lambda q: q[0, 0].mean((0, 1)))
+    return planes.map(lambda q: _read(q, readout))
 
 
 def variances(
@@ -114,11 +125,7 @@ def variances(
         readout: `Flatten` or `GlobalAvgPool`.
         x: Images.
     """
-    parts = stages(layers)
-    shapes = sizes(x.shape[1], x.shape[2], len(parts) - 1)
-    height, width = shapes[-1]
-    everywhere = isinstance(readout, GlobalAvgPool)
-    bands = reaches(shapes, (height - 1, width - 1) if everywhere else (0, 0))
+    parts, shapes, bands = plan(layers, readout, x.shape[1:3])
     image = _last(x)
     found: list[Array] = []
     planes = Covariance(image, None)  # until the first stage
@@ -131,9 +138,15 @@ def variances(
             here = _centre(part, Covariance(planes.nngp[bands[number]], None))
             planes = _stage(part, planes, (here, here), shapes[number], bands[number])
         found += here
-    nngp = planes.nngp
-    out = nngp.sum((0, 1, 2, 3)) / (height * width) ** 2 if everywhere else nngp[0, 0].mean((0, 1))
-    return tuple(jnp.moveaxis(each, -1, 0) for each in found), out
+    return tuple(jnp.moveaxis(each, -1, 0) for each in found), _read(planes.nngp, readout)
+
+
+def _read(q: Array, readout: Readout) -> Float[Array, " pairs"]:
+    """Returns the mean over all pairs of pixels, or over pairs of equal ones."""
+    if isinstance(readout, GlobalAvgPool):
+        height, width = q.shape[2:4]
+        return q.sum((0, 1, 2, 3)) / (height * width) ** 2
+    return q[0, 0].mean((0, 1))
 
 
 def _centre(part: Sequence[Conv | Activation], covariance: Covariance) -> list[Plane]:

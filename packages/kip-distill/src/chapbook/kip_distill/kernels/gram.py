@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from chapbook.core.errors import Error
 from chapbook.kip_distill.kernels import band
-from chapbook.kip_distill.kernels.layers import AvgPool, Covariance, GlobalAvgPool
+from chapbook.kip_distill.kernels.layers import Covariance
 
 if TYPE_CHECKING:
     from chapbook.kip_distill.kernels.kernel import Kernel
@@ -137,11 +137,10 @@ def block(
         memory: Bytes that may be used.
         ntk: Whether the NTK is computed beside the NNGP.
     """
-    pools = sum(isinstance(layer, AvgPool) for layer in kernel.layers)
-    steps = band.sizes(shape[1], shape[2], pools)
-    everywhere = any(isinstance(layer, GlobalAvgPool) for layer in kernel.layers)
-    height, width = steps[-1]
-    reach = band.reaches(steps, (height - 1, width - 1) if everywhere else (0, 0))
+    images, _, readout = kernel.parts()
+    if readout is None:
+        raise Error("block: the kernel is not one of images")
+    _, steps, reach = band.plan(images, readout, shape[1:3])
     if kernel.pairs == "full":
         most = max((h * w) ** 2 for h, w in steps)
     else:

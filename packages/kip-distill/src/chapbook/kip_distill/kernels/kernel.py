@@ -16,7 +16,6 @@ from chapbook.kip_distill.kernels.layers import (
     Conv,
     Covariance,
     Dense,
-    Flatten,
     GlobalAvgPool,
     Layer,
     OfImages,
@@ -58,7 +57,7 @@ class Kernel(eqx.Module):
             raise Error(f'Kernel: pairs="{self.pairs}" is neither band nor full')
         readouts = [
             place for place, layer in enumerate(self.layers)
-            if isinstance(layer, Flatten | GlobalAvgPool)
+            if isinstance(layer, Readout)
         ]  # fmt: skip
         images = [isinstance(layer, Conv | AvgPool) for layer in self.layers]
         if not any(isinstance(layer, Conv | Dense) for layer in self.layers):
@@ -77,7 +76,7 @@ class Kernel(eqx.Module):
     @property
     def takes_images(self) -> bool:
         """Whether inputs are images, of height, width and channels."""
-        images, _, readout = self._parts()
+        images, _, readout = self.parts()
         return bool(images) or isinstance(readout, GlobalAvgPool)
 
     @overload
@@ -169,7 +168,7 @@ class Kernel(eqx.Module):
         Returns:
             Arrays of shape (n,), or (n, height, width) before the readout.
         """
-        images, vectors, readout = self._parts()
+        images, vectors, readout = self.parts()
         x = jnp.asarray(x)
         if readout is None or not self.takes_images:
             flat = x.reshape(len(x), -1)
@@ -189,7 +188,7 @@ class Kernel(eqx.Module):
             second: Variances of the second ones.
             ntk: Whether the NTK is asked for beside the NNGP.
         """
-        images, vectors, readout = self._parts()
+        images, vectors, readout = self.parts()
         if readout is None:
             raise Error("Kernel: the network takes vectors; use of_vectors")
         seen = sum(isinstance(layer, Activation) for layer in images)
@@ -226,9 +225,9 @@ class Kernel(eqx.Module):
             nngp = jnp.where(same, (flat * flat).mean(1)[:, None], nngp)
         start = Covariance(nngp, jnp.zeros_like(nngp) if ntk else None)
         rows, columns = tuple(v[:, None] for v in first), tuple(v[None, :] for v in second)
-        return dense(self._parts()[1], start, rows, columns)
+        return dense(self.parts()[1], start, rows, columns)
 
-    def _parts(self) -> tuple[list[OfImages], list[OfVectors], Readout | None]:
+    def parts(self) -> tuple[list[OfImages], list[OfVectors], Readout | None]:
         """Returns the layers of images, those of vectors, and the readout between them."""
         readout, end = None, 0
         for place, layer in enumerate(self.layers):
