@@ -206,6 +206,7 @@ void check_text(const Tokenizer& made, const Spelled& spelled, std::vector<std::
       for (int round = 0; round < 2; ++round) {  // cold, warm
         Tokens ids;
         encoder.encode(*scratch, p, text.size(), {}, ids);
+        CHECK(ids.offsets.size() == 0 && ids.words.size() == 0);
         if (is_first) first.ids.append(ids.ids.data(), ids.ids.size());
         is_first = false;
         if (valid) CHECK(same(first.ids, ids.ids));
@@ -293,6 +294,11 @@ void check_batches(const Tokenizer& made, const Encoder& encoder, const std::vec
       const Outcome three = encode_batch(encoder, made, pool, *first, second, options, 3);
       CHECK(one.refused == three.refused);
       if (one.refused) continue;
+      for (const Outcome* each : {&one, &three}) {
+        const Tokens& tokens = each->rows.tokens;
+        const size_t wanted = offsets ? tokens.ids.size() : 0;
+        CHECK(tokens.offsets.size() == wanted && tokens.words.size() == wanted);
+      }
       CHECK(same(one.rows.tokens.ids, three.rows.tokens.ids) && same(one.rows.ends, three.rows.ends));
       CHECK(same(one.rows.tokens.offsets, three.rows.tokens.offsets));
       CHECK(same(one.rows.tokens.words, three.rows.tokens.words));

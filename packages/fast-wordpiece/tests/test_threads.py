@@ -65,6 +65,21 @@ def test_any_number_of_threads_makes_the_same_buffers(threads, tok, texts):
     assert np.array_equal(tok.count_batch(texts, num_threads=threads), alone.lengths)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_ids_alone_are_those_with_offsets_whatever_tokens_are_added(threads, tok, texts):
+    # Only what is asked for may be written: the parts of a batch are put where their ids go.
+    word = AddedToken("the", tok.get_vocab()["the"], normalized=True)
+    for added in (word, AddedToken("<m>", 10_001)):
+        ours = Tokenizer(replace(tok.settings, added_tokens=(added,)))
+        for pair in (None, texts[::-1]):
+            full = ours.encode_batch(texts, pair, offsets=True, num_threads=1)
+            alone = ours.encode_batch(texts, pair, num_threads=threads)
+            assert np.array_equal(alone.ids, full.ids)
+            assert np.array_equal(alone.row_offsets, full.row_offsets)
+            with pytest.raises(ValueError, match="offsets=True"):
+                alone.offsets  # noqa: B018
+
+
 def long_text(differential: Any, size: int, joint: str = " ") -> str:
     rng = random.Random(size)
     some = [differential.nasty_text(rng) for _ in range(3000)]

@@ -118,7 +118,7 @@ class Encoder {
         },
         [&](int32_t id, size_t begin, size_t end) {
           if (!state.wanted.offsets) {
-            state.out.ids.push(id);
+            emit_added(state, id, {});
             return;
           }
           // A token that takes white space may begin before what is counted already.
@@ -150,8 +150,8 @@ class Encoder {
 
   static void emit_added(State& state, int32_t id, Offset offset) {
     state.out.ids.push(id);
-    state.out.offsets.push(offset);
-    state.out.words.push(state.word);
+    if (state.wanted.offsets) state.out.offsets.push(offset);
+    if (state.wanted.offsets) state.out.words.push(state.word);
     ++state.word;
   }
 
@@ -234,6 +234,8 @@ class Encoder {
     Tokens& out = state.out;
     Matcher matcher(model.trie, model.unknown, model.max_chars, out.ids);
     auto finish = [&](size_t first, size_t last, size_t from) {  // of characters; of tokens
+      const int32_t word = state.word++;
+      if (!state.wanted.offsets) return;
       const size_t count = out.ids.size() - from;
       if (count == 1) {
         out.offsets.push({chars[first].start, chars[last - 1].end});
@@ -245,8 +247,7 @@ class Encoder {
           at = next;
         }
       }
-      for (size_t i = 0; i < count; ++i) out.words.push(state.word);
-      ++state.word;
+      for (size_t i = 0; i < count; ++i) out.words.push(word);
     };
     size_t start = begin, from = out.ids.size();
     for (size_t i = begin; i < end; ++i) {
