@@ -1,5 +1,6 @@
 """The command, on files as a user has them."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 
 from chapbook.core.errors import Error
-from chapbook.kip_distill import data
+from chapbook.kip_distill import DistilledSet, data, scores
 from chapbook.kip_distill.cli import main
 from chapbook.kip_distill.kernels import FC, ConvNet
 
@@ -97,6 +98,53 @@ def test_a_table_becomes_a_set_that_predicts(flowers, tmp_path, capsys):
     assert pl.read_parquet(table).height == 6
 
 
+def test_numbers_are_predicted_in_their_own_units(tmp_path, capsys):
+    x = np.random.default_rng(0).normal(size=(200, 3))
+    table = pl.DataFrame(x, schema=["a", "b", "c"]).with_columns(
+        rent=500 + 100 * pl.col("a") - 50 * pl.col("b"), size=3 + pl.col("c")
+    )
+    path, out = tmp_path / "flats.csv", tmp_path / "run"
+    table.write_csv(path)
+    given = ("--data", f"table:{path}", "--target", "rent", "--target", "size")
+    more = ("--per-class", 8, "--learn-labels", "--steps", 60, "--quiet", "--json")
+    assert run("distill", *given, *more, "--out", out) == 0
+    assert "accuracy" not in json.loads(capsys.readouterr().out)
+    held = ("--set", out / "distilled.npz")
+    assert run("evaluate", *held, "--data", f"table:{path}", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert min(told["r2"].values()) > 0.9
+    assert run("predict", *held, "--input", f"table:{path}", "--out", tmp_path / "p.csv") == 0
+    found = pl.read_csv(tmp_path / "p.csv")
+    errors = (found["predicted_rent"] - found["rent"]) ** 2
+    assert errors.mean() == pytest.approx(told["mse"]["rent"], rel=1e-3)
+    assert run("inspect", out / "distilled.npz", "--table", tmp_path / "rows.csv.parquet") == 0
+    assert pl.read_parquet(tmp_path / "rows.csv.parquet")["rent"].mean() == pytest.approx(500, 0.5)
+    capsys.readouterr()
+    assert run("distill", *given, "--label", "rent", "--out", tmp_path / "other") == 2
+    assert "--label, or those of numbers by --target" in capsys.readouterr().err
+    solved = ("label-solve", *given, "--arch", "FC1", "--per-class", 20)
+    assert run(*solved, "--out", tmp_path / "solved.npz", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 20
+    assert run("evaluate", "--set", tmp_path / "solved.npz", "--data", "digits") == 2
+    assert "predicts numbers, but the examples have classes" in capsys.readouterr().err
+
+
+def test_sets_are_named_as_the_released_ones_and_targets_augmented(photos, tmp_path):
+    given = ("--data", f"folder:{photos}", "--per-class", 1, "--steps", 2, "--quiet")
+    more = ("--augment", 0.5, "--flip", "--precision", "float64", "--zca", 0.1)
+    assert run("distill", *given, *more, "--out", tmp_path / "run") == 0
+    names = {each.name for each in (tmp_path / "run" / "sets").iterdir()}
+    assert names == {f"FC1_ssize2_zca_nol_aug_ckpt{step}.npz" for step in (0, 2)}
+    held = DistilledSet.load(tmp_path / "run" / "distilled.npz")
+    assert held.images.dtype == np.float64
+    assert held.facts["augmentation"]["share"] == 0.5
+    found = scores(held, data.read(f"folder:{photos}"))
+    narrow = dataclasses.replace(held, images=held.images.astype(np.float32))
+    other = scores(narrow, data.read(f"folder:{photos}"))
+    assert found["mse"] == pytest.approx(other["mse"], rel=1e-2)
+    assert found["mse"] != other["mse"]
+
+
 def test_kernel_matrices_go_on_where_they_stopped(tmp_path, capsys, monkeypatch):
     x = np.random.default_rng(0).normal(size=(7, 6, 6, 1)).astype(np.float32)
     np.savez(tmp_path / "x.npz", images=x)
@@ -129,6 +177,9 @@ def test_kernel_matrices_go_on_where_they_stopped(tmp_path, capsys, monkeypatch)
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
+        (("--data", "digits", "--flip"), "give their share by --augment"),
+        (("--data", "digits", "--precision", "half"), 'precision "half" is neither'),
+        (("--data", "fashion-mnist:nowhere"), "nowhere/train-images-idx3-ubyte.gz: no such file"),
         (("--data", "nothing"), 'data "nothing" is none of'),
         (("--data", "npz:missing.npz"), "missing.npz: no such file"),
         (("--data", "digits", "--arch", "resnet"), 'no architecture is called "resnet"'),
@@ -166,6 +217,8 @@ def test_bad_files_are_told_with_their_place(tmp_path):
     images = np.zeros((4, 6, 6), np.float32)
     refused("no array labels", images=images)
     refused("4 images and labels of shape", images=images, labels=np.zeros(3, int))
+    refused("label nan of image 1 is not finite", images=images, labels=np.array([0, np.nan, 0, 0]))
+    refused("give one class for each image", images=images, labels=np.zeros((4, 2), int))
     refused("label -1 of image 2", images=images, labels=np.array([0, 1, -1, 0]))
     broken = images.copy()
     broken[1, 2, 3] = np.nan
@@ -197,3 +250,5 @@ def test_tables_that_lack_something_are_told_with_row_and_column(tmp_path):
     refused("row 1, column y: the class is missing", "a,y\n1,u\n2,\n")
     refused("row 1, column a: the value is missing", "a,y\n1,u\n,v\n")
     refused("no numeric column beside y", "a,y\nx,u\n")
+    with pytest.raises(Error, match="column y holds no numbers; give classes by --label"):
+        data.read(f"table:{path.with_name('t.csv')}", targets=["y"])

@@ -13,7 +13,7 @@ def made(zca=None):
     preprocess = Preprocess.fit(x, zca=zca)
     labels = centred(np.arange(6) % 3, 3)
     return DistilledSet(preprocess(x[:6]), labels, preprocess, {"arch": "FC1", "step": 7,
-                        "classes": ["a", "b", "c"]}), x  # fmt: skip
+                        "names": ["a", "b", "c"]}), x  # fmt: skip
 
 
 @pytest.mark.parametrize("zca", [None, 0.1])

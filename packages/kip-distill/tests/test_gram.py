@@ -34,6 +34,25 @@ def test_any_block_size_gives_the_same_values_and_gradients(kernel, memory):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.devices(8)
+def test_variances_that_are_kept_change_nothing():
+    kernel, x, y = kernels.ConvNet(1), images(7), images(5, 1)
+    kept = kernel.variances_of(np.asarray(x), memory=1)
+    for found, wanted in zip(kept, kernel.variances(x), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+    def value(y, first, mesh):
+        return (kernel(x, y, first=first, mesh=mesh) ** 2).sum()
+
+    wanted, slope = jax.value_and_grad(value)(y, None, None)
+    for devices in (None, mesh("target=4,support=2")):
+        found, mine = jax.value_and_grad(value)(y, kept, devices)
+        assert float(found) == pytest.approx(float(wanted), rel=1e-6)
+        np.testing.assert_allclose(mine, slope, rtol=1e-5, atol=1e-6)
+    with pytest.raises(Error, match="variances are given for images that meet others"):
+        kernel(x, first=kept)
+
+
 def test_a_block_is_as_large_as_its_memory_allows():
     kernel = kernels.ConvNet(3)
     shape = (10, 28, 28, 1)

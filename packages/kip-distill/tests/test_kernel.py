@@ -248,6 +248,30 @@ def test_zero_pixels_and_equal_images_give_finite_kernels():
     assert not np.any(dark[0])
 
 
+SCALED = {
+    "FC": kernels.FC(3),
+    "FC without biases": kernels.FC(2, b_std=0.0),
+    "ConvNet": kernels.ConvNet(1),
+    "erf": kernels.serial(kernels.Dense(), kernels.Erf(), kernels.Dense()),
+}
+
+
+@pytest.mark.parametrize("kernel", SCALED.values(), ids=SCALED)
+def test_ten_thousand_pairs_of_any_scale_have_finite_kernels_and_gradients(kernel):
+    g = np.random.default_rng(0)
+    x = g.normal(size=(100, 4, 4, 2)) * 10 ** g.uniform(-6, 6, size=(100, 1, 1, 1))
+    x[10:20] = 0
+    x[20:30] = x[30:40, :1, :1]  # constant images
+    x[40:50] = -x[50:60]
+    x, y = x.astype(np.float32), g.permutation(x).astype(np.float32)
+    y[0] = np.nextafter(x[60], np.float32(np.inf))
+    with jax.enable_x64(False):
+        for value in kernel(x, y, get=("nngp", "ntk")):
+            assert np.isfinite(value).all()
+        slopes = jax.grad(lambda x, y: jnp.log1p(jnp.abs(kernel(x, y))).sum(), (0, 1))(x, y)
+        assert all(np.isfinite(each).all() for each in slopes)
+
+
 def test_hyperparameters_may_be_differentiated():
     x, y = images(2, 6, 6, 1), images(2, 6, 6, 1, seed=1)
 

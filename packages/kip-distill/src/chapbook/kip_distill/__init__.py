@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from chapbook.kip_distill import kernels
+    from chapbook.kip_distill.augmentation import Augmentation
     from chapbook.kip_distill.data import Examples, read
     from chapbook.kip_distill.distilled import DistilledSet
     from chapbook.kip_distill.distilling import distil, predicted, regressor, scores, solve_labels
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 # The public names by the module that holds them.
 _MODULES = {
+    "augmentation": ("Augmentation",),
     "data": ("Examples", "read"),
     "distilled": ("DistilledSet",),
     "distilling": ("distil", "predicted", "regressor", "scores", "solve_labels"),
@@ -40,6 +42,7 @@ _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "KIP",
+    "Augmentation",
     "DistilledSet",
     "Examples",
     "KernelRidge",

@@ -21,12 +21,19 @@ app = cli.app(
 main = cli.main(app)
 
 _DATA = (
-    "mnist5k, digits, fashion-mnist:FOLDER, npz:FILE (arrays images, labels), table:FILE or "
+    "mnist5k, digits, fashion-mnist, npz:FILE (arrays images, labels), table:FILE or "
     "folder:FOLDER (a folder for each class)."
 )
 Data = Annotated[str, typer.Option("--data", metavar="SOURCE", help=_DATA)]
 Label = Annotated[
     str | None, typer.Option("--label", metavar="COLUMN", help="The classes of a table.")
+]
+Target = Annotated[
+    list[str] | None,
+    typer.Option("--target", metavar="COLUMN", help="Numbers of a table to be predicted instead."),
+]
+Precision = Annotated[
+    str, typer.Option("--precision", help="Of kernel values: float32 or float64.")
 ]
 Arch = Annotated[
     str, typer.Option("--arch", help="FC1, FC2, ..., ConvNet, ConvNet3, Conv4, ..., Myrtle5.")
@@ -45,13 +52,28 @@ def distill(
     arch: Arch = "FC1",
     per_class: PerClass = 10,
     label: Label = None,
+    target: Target = None,
     learn_labels: Annotated[bool, typer.Option("--learn-labels", help="Learn labels too.")] = False,
     steps: Annotated[int, typer.Option("--steps", min=1)] = 1000,
     target_batch: Annotated[int, typer.Option("--target-batch", min=1)] = 5000,
     lr: Annotated[float, typer.Option("--lr", min=0, help="Adam's learning rate.")] = 0.04,
     reg: Reg = 1e-6,
     zca: Zca = None,
+    augment: Annotated[
+        float,
+        typer.Option(
+            "--augment",
+            min=0,
+            max=1,
+            metavar="SHARE",
+            help="Of every batch that is turned, shifted and tinted.",
+        ),
+    ] = 0.0,
+    flip: Annotated[
+        bool, typer.Option("--flip", help="Mirror half of the augmented images too.")
+    ] = False,
     noise: Annotated[bool, typer.Option("--noise", help="Begin with noise, not images.")] = False,
+    precision: Precision = "float32",
     mesh: cli.MeshText = "",
     devices: cli.Devices = None,
     seed: cli.Seed = 0,
@@ -63,13 +85,17 @@ def distill(
 
     Example: kip-distill distill --data folder:photos --per-class 1 --steps 300 --out run
     """
+    from chapbook.kip_distill.augmentation import Augmentation
     from chapbook.kip_distill.distilling import distil
     from chapbook.kip_distill.kernels import named
 
+    if flip and not augment:
+        raise Error("--flip mirrors augmented images; give their share by --augment")
     found = distil(
-        _read(data, label), named(arch), run_dir=out, arch=arch, per_class=per_class,
+        _read(data, label, target), named(arch), run_dir=out, arch=arch, per_class=per_class,
         learn_labels=learn_labels, steps=steps, target_batch=target_batch, lr=lr, reg=reg, zca=zca,
-        noise=noise, mesh=_mesh(mesh, devices), seed=seed, fresh=fresh, quiet=quiet,
+        augmentation=Augmentation(augment, flip=flip) if augment else None, noise=noise,
+        precision=precision, mesh=_mesh(mesh, devices), seed=seed, fresh=fresh, quiet=quiet,
     )  # fmt: skip
     _show({"set": str(out / "distilled.npz"), **found.facts["train"]}, json)
 
@@ -81,8 +107,10 @@ def label_solve(
     arch: Arch = "ConvNet",
     per_class: PerClass = 10,
     label: Label = None,
+    target: Target = None,
     reg: Reg = 1e-6,
     zca: Zca = None,
+    precision: Precision = "float32",
     mesh: cli.MeshText = "",
     devices: cli.Devices = None,
     seed: cli.Seed = 0,
@@ -96,8 +124,8 @@ def label_solve(
     from chapbook.kip_distill.kernels import named
 
     found, rank = solve_labels(
-        _read(data, label), named(arch), arch=arch, per_class=per_class, reg=reg, zca=zca,
-        mesh=_mesh(mesh, devices), seed=seed,
+        _read(data, label, target), named(arch), arch=arch, per_class=per_class, reg=reg, zca=zca,
+        precision=precision, mesh=_mesh(mesh, devices), seed=seed,
     )  # fmt: skip
     found.save(out)
     _show({"set": str(out), "images": len(found.images), "rank": rank}, json)
@@ -118,6 +146,8 @@ def evaluate(
 ) -> None:
     """Score the kernel regression on a distilled set: accuracy, squared error, and each class.
 
+    A set that predicts numbers is scored on the columns that it was made for.
+
     Example: kip-distill evaluate --set run/distilled.npz --data mnist5k
     """
     from chapbook.kip_distill import data as source
@@ -125,9 +155,10 @@ def evaluate(
     from chapbook.kip_distill.distilling import scores
 
     held = DistilledSet.load(distilled)
-    names = held.facts.get("classes")
     test = None if train else source.read_test(data)
-    examples = test or source.read(data, label=label, names=names)
+    targets = held.names if held.targets is not None and not label else ()
+    names = held.facts.get("names")
+    examples = test or source.read(data, label=label, targets=targets, names=names)
     _show(scores(held, examples, arch=arch, mesh=_mesh(mesh, devices)), json)
 
 
@@ -143,6 +174,8 @@ def predict(
     devices: cli.Devices = None,
 ) -> None:
     """Write the class that a distilled set predicts for every input, and the scores of all classes.
+
+    Of a set that predicts numbers, these are written.
 
     Example: kip-distill predict --set run/distilled.npz --input folder:new --out classes.csv
     """
@@ -191,6 +224,7 @@ def kernel(
     y: Annotated[str | None, typer.Option("--y", metavar="SOURCE", help="Other inputs.")] = None,
     get: Annotated[str, typer.Option("--get", help="ntk, nngp or both: ntk,nngp.")] = "ntk",
     rows: Annotated[int, typer.Option("--rows", min=1, help="Of a block that is kept.")] = 256,
+    precision: Precision = "float32",
     mesh: cli.MeshText = "",
     devices: cli.Devices = None,
     quiet: cli.Quiet = False,
@@ -209,7 +243,8 @@ def kernel(
     second = read_inputs(y)[0] if y else None
     write_matrices(
         out, named(arch), first, second, arch=arch, get=tuple(get.split(",")), rows=rows,
-        mesh=_mesh(mesh, devices), watch=lambda blocks: cli.progress(blocks, "kernel", quiet=quiet),
+        precision=precision, mesh=_mesh(mesh, devices),
+        watch=lambda blocks: cli.progress(blocks, "kernel", quiet=quiet),
     )  # fmt: skip
 
 
@@ -227,10 +262,10 @@ def reproduce(
     show(run, full=full, seed=seed, fresh=fresh, quiet=quiet)
 
 
-def _read(data: str, label: str | None) -> Any:
+def _read(data: str, label: str | None, targets: list[str] | None) -> Any:
     from chapbook.kip_distill.data import read
 
-    return read(data, label=label)
+    return read(data, label=label, targets=targets or ())
 
 
 def _mesh(axes: str, devices: int | None) -> "Mesh | None":

@@ -16,38 +16,53 @@ from chapbook.kip_distill.arrays import read_arrays
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 FASHION = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
            "boot")  # fmt: skip
-SOURCES = "mnist5k, digits, fashion-mnist:FOLDER, npz:FILE, table:FILE or folder:FOLDER"
+_FASHION_SUMS = {
+    "train-images-idx3": "b0564c3eedabfbf835052cff8503ea422014ce006caf5b757f851416ee8300c7",
+    "train-labels-idx1": "0ae29f65d86684f32d1b9c85147786c547b9c6aebcaf235f0400a0cce308b056",
+    "t10k-images-idx3": "cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa",
+    "t10k-labels-idx1": "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05",
+}
+SOURCES = "mnist5k, digits, fashion-mnist, npz:FILE, table:FILE or folder:FOLDER"
 
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Inputs and their classes.
+    """Inputs, and their classes or the numbers that belong to them.
 
     Attributes:
         x: Images of shape (n, height, width, channels), or features of shape (n, features).
-        y: Their classes, counted from 0.
-        names: Of the classes, in order.
+        y: Their classes, counted from 0; or numbers, of shape (n, outputs).
+        names: Of the classes or the outputs, in order.
         features: Names of the features of a table.
     """
 
     x: Float[np.ndarray, "n ..."]
-    y: Int[np.ndarray, " n"]
+    y: Int[np.ndarray, " n"] | Float[np.ndarray, "n outputs"]
     names: Sequence[str]
     features: Sequence[str] = ()
 
     def take(self, rows: Int[np.ndarray, " m"]) -> "Examples":
         """Returns some of the examples."""
-        return Examples(self.x[rows], self.y[rows], self.names)
+        return Examples(self.x[rows], self.y[rows], self.names, self.features)
 
 
-def read(spec: str, *, label: str | None = None, names: Sequence[str] | None = None) -> Examples:
+def read(
+    spec: str,
+    *,
+    label: str | None = None,
+    targets: Sequence[str] = (),
+    names: Sequence[str] | None = None,
+) -> Examples:
     """Reads a training part.
 
     Args:
-        spec: `mnist5k` or `digits` (public images), `fashion-mnist:FOLDER` (the four official
-            files), `npz:FILE` with arrays `images` and `labels`, `table:FILE` with numeric columns
-            and a column of classes, or `folder:FOLDER` with a folder of images for each class.
+        spec: `mnist5k`, `digits` or `fashion-mnist` (public images), `fashion-mnist:FOLDER` (the
+            same from the four official files), `npz:FILE` with arrays `images` and `labels`,
+            `table:FILE` with numeric columns and a column of classes or of numbers to be
+            predicted, or `folder:FOLDER` with a folder of images for each class. Labels of an
+            `npz` that are no whole numbers are numbers to be predicted.
         label: The column of classes of a table.
+        targets: The columns of numbers to be predicted of a table, in place of a label.
         names: Of the classes, if they are known from other data; in order of their names if None.
 
     Raises:
@@ -55,10 +70,10 @@ def read(spec: str, *, label: str | None = None, names: Sequence[str] | None = N
     """
     kind, _, place = spec.partition(":")
     path = Path(place)
+    if kind == "fashion-mnist":
+        return fashion_mnist("train", _folder_of(place))
     if kind in ("mnist5k", "digits") and not place:
         return (mnist_5k() if kind == "mnist5k" else digits())[0]
-    if kind == "fashion-mnist" and place:
-        return fashion_mnist(path)[0]
     if kind not in ("npz", "table", "folder") or not place:
         raise Error(f'data "{spec}" is none of {SOURCES}')
     if not path.exists():
@@ -67,9 +82,10 @@ def read(spec: str, *, label: str | None = None, names: Sequence[str] | None = N
         return _npz(path, names)
     if kind == "folder":
         return _folder(path, names)
-    if label is None:
-        raise Error(f"{path}: give the column of classes by --label")
-    return _table(path, label, names)
+    if (label is None) == (not targets):
+        raise Error(f"{path}: give the column of classes by --label, or those of numbers by "
+                    "--target")  # fmt: skip
+    return _table(path, label, targets, names)
 
 
 def read_inputs(
@@ -121,11 +137,11 @@ def read_test(spec: str) -> Examples | None:
         spec: As for `read`.
     """
     kind, _, place = spec.partition(":")
-    if kind == "mnist5k":
-        return mnist_5k()[1]
-    if kind == "digits":
-        return digits()[1]
-    return fashion_mnist(Path(place))[1] if kind == "fashion-mnist" else None
+    if kind == "fashion-mnist":
+        return fashion_mnist("t10k", _folder_of(place))
+    if kind in ("mnist5k", "digits") and not place:
+        return (mnist_5k() if kind == "mnist5k" else digits())[1]
+    return None
 
 
 def mnist_5k() -> tuple[Examples, Examples]:
@@ -153,28 +169,37 @@ def digits() -> tuple[Examples, Examples]:
     return _split(Examples(images, np.asarray(labels, np.int64), _numbered(10)), 0.8)
 
 
-def fashion_mnist(folder: Path) -> tuple[Examples, Examples]:
-    """Reads Fashion-MNIST, or MNIST in the same layout, from the official files.
+def fashion_mnist(part: str, folder: Path | None = None) -> Examples:
+    """Reads the 60,000 training images of Fashion-MNIST, or the 10,000 for test.
 
     Args:
-        folder: Holds `train-images-idx3-ubyte.gz`, `train-labels-idx1-ubyte.gz` and the same two
-            as `t10k-...`; the Debian package `dataset-fashion-mnist` puts them into
-            `/usr/share/datasets/fashion-mnist`.
+        part: `train` or `t10k`.
+        folder: Holds the official files `train-images-idx3-ubyte.gz`, `train-labels-idx1-ubyte.gz`
+            and the same two as `t10k-...`; if None, they are taken out of the Debian package
+            `dataset-fashion-mnist`, which is fetched once.
 
     Raises:
-        Error: A file is missing or damaged.
+        Error: A file is missing or damaged, or the package cannot be fetched.
     """
 
-    def part(name: str) -> Examples:
-        images = _idx(folder / f"{name}-images-idx3-ubyte.gz", 3)
-        labels = _idx(folder / f"{name}-labels-idx1-ubyte.gz", 1)
-        if len(images) != len(labels):
-            raise Error(f"{folder}: {len(images)} images but {len(labels)} labels in {name}")
-        return Examples(
-            images[..., None].astype(np.float32) / 255, labels.astype(np.int64), FASHION
-        )
+    def content(kind: str, dimensions: int) -> np.ndarray:
+        name = f"{part}-{kind}-ubyte.gz"
+        path = folder / name if folder else datasets.member(
+            "deb:dataset-fashion-mnist",
+            f"usr/share/datasets/fashion-mnist/{name}",
+            sha256=_FASHION_SUMS[f"{part}-{kind}"],
+            licence="Expat (Zalando SE)",
+        )  # fmt: skip
+        return _idx(path, dimensions)
 
-    return part("train"), part("t10k")
+    images, labels = content("images-idx3", 3), content("labels-idx1", 1)
+    if len(images) != len(labels):
+        raise Error(f"{folder}: {len(images)} images but {len(labels)} labels in {part}")
+    return Examples(images[..., None].astype(np.float32) / 255, labels.astype(np.int64), FASHION)
+
+
+def _folder_of(place: str) -> Path | None:
+    return None if place in ("", "auto") else Path(place)
 
 
 def _split(examples: Examples, share: float) -> tuple[Examples, Examples]:
@@ -232,11 +257,15 @@ def _npz(path: Path, names: Sequence[str] | None) -> Examples:
     if "labels" not in held:
         raise Error(f"{path}: no array labels; it has {', '.join(held)}")
     labels = held["labels"]
-    if labels.shape != (len(images),):
+    if len(labels) != len(images) if labels.ndim else True:
         raise Error(
-            f"{path}: {len(images)} images and labels of shape {labels.shape}; give one class for "
-            "each image"
+            f"{path}: {len(images)} images and labels of shape {labels.shape}; give one for each "
+            "image"
         )
+    if np.issubdtype(labels.dtype, np.floating) and labels.ndim < 3:
+        return _numbers(images, labels.reshape(len(images), -1), path)
+    if labels.ndim != 1:
+        raise Error(f"{path}: labels of shape {labels.shape}; give one class for each image")
     if not np.issubdtype(labels.dtype, np.integer):
         return _encoded(images, [str(each) for each in labels], names, path)
     count = len(names) if names else int(labels.max()) + 1
@@ -244,6 +273,16 @@ def _npz(path: Path, names: Sequence[str] | None) -> Examples:
     if len(wrong):
         raise Error(f"{path}: label {labels[wrong[0]]} of image {wrong[0]} is not 0 to {count - 1}")
     return Examples(images, labels.astype(np.int64), names or _numbered(count))
+
+
+def _numbers(
+    images: Float[np.ndarray, "n ..."], labels: Float[np.ndarray, "n outputs"], path: Path
+) -> Examples:
+    wrong = np.argwhere(~np.isfinite(labels))
+    if len(wrong):
+        raise Error(f"{path}: label {labels[tuple(wrong[0])]} of image {wrong[0][0]} is not finite")
+    names = [f"output_{place}" for place in range(labels.shape[1])]
+    return Examples(images, labels.astype(np.float32), names)
 
 
 def _folder(path: Path, names: Sequence[str] | None) -> Examples:
@@ -276,26 +315,40 @@ def _pixels(files: Sequence[Path], path: Path) -> Float[np.ndarray, "n height wi
     return np.stack(images)
 
 
-def _table(path: Path, label: str, names: Sequence[str] | None) -> Examples:
+def _table(
+    path: Path, label: str | None, targets: Sequence[str], names: Sequence[str] | None
+) -> Examples:
     from chapbook.core.tables import read_table
 
     table = read_table(path)
-    if label not in table.columns:
-        raise TableError(
-            f"{path}: no column {label}; it has {', '.join(table.columns)}", path=path, column=label
-        )
+    told = [label] if label else list(targets)
+    for column in told:
+        if column not in table.columns:
+            raise TableError(
+                f"{path}: no column {column}; it has {', '.join(table.columns)}", path=path,
+                column=column,
+            )  # fmt: skip
     if not table.height:
         raise TableError(f"{path}: the table has no rows", path=path)
+    for column in () if label else told:
+        if not table[column].dtype.is_numeric():
+            raise TableError(
+                f"{path}: column {column} holds no numbers; give classes by --label", path=path,
+                column=column,
+            )  # fmt: skip
+    features = table.drop(told).select(pl.selectors.numeric())
+    if not features.width:
+        raise TableError(f"{path}: no numeric column beside {', '.join(told)}", path=path)
+    x = _values(features, path)
+    if label is None:
+        return Examples(x, _values(table.select(told), path), told, features.columns)
     missing = table[label].is_null().arg_true()
     if len(missing):
         raise TableError(
             f"{path}: row {missing[0]}, column {label}: the class is missing", path=path,
             column=label, row=missing[0],
         )  # fmt: skip
-    features = table.drop(label).select(pl.selectors.numeric())
-    if not features.width:
-        raise TableError(f"{path}: no numeric column beside {label}", path=path)
-    made = _encoded(_values(features, path), table[label].cast(pl.String).to_list(), names, path)
+    made = _encoded(x, table[label].cast(pl.String).to_list(), names, path)
     return Examples(made.x, made.y, made.names, features.columns)
 
 

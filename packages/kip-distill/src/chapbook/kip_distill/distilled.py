@@ -26,13 +26,21 @@ class DistilledSet:
         labels: Vectors of shape (size, classes); learned ones are dense.
         preprocess: What raw inputs go through; None where it is not known, as in sets that others
             released.
-        facts: How it was made: `arch`, `reg`, `get`, `step`, `seed`, `classes` by name, ...
+        facts: How it was made: `arch`, `reg`, `get`, `step`, `seed`, `names` of the classes or the
+            outputs, ...
+        targets: What numbers to be predicted went through; None where labels are classes.
     """
 
     images: Float[np.ndarray, "size ..."]
     labels: Float[np.ndarray, "size classes"]
     preprocess: Preprocess | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    targets: Preprocess | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the classes or the outputs; numbers where none are known."""
+        return self.facts.get("names") or [str(each) for each in range(self.labels.shape[1])]
 
     @property
     def classes(self) -> Int[np.ndarray, " size"]:
@@ -46,13 +54,11 @@ class DistilledSet:
             path: Of the file.
         """
         arrays = {"images": np.asarray(self.images), "labels": np.asarray(self.labels)}
-        if self.preprocess is not None:
-            each = self.preprocess
-            found = {"mean": each.mean, "std": each.std, "whiten": each.whiten,
-                     "restore": each.restore}  # fmt: skip
+        for kind in ("preprocess", "targets"):
+            made = getattr(self, kind)
             arrays |= {
-                f"preprocess_{name}": np.asarray(value)
-                for name, value in found.items()
+                f"{kind}_{name}": np.asarray(value)
+                for name, value in (vars(made).items() if made else ())
                 if value is not None
             }
         facts = json.dumps({"version": VERSION} | self.facts, default=plain)
@@ -79,15 +85,19 @@ class DistilledSet:
                 f"{path}: images of shape {images.shape} and labels of shape {labels.shape}; "
                 "labels are one vector for each image"
             )
-        parts = {
-            name.removeprefix("preprocess_"): value
-            for name, value in arrays.items() if name.startswith("preprocess_")
-        }  # fmt: skip
+
+        def transform(kind: str) -> Preprocess | None:
+            parts = {
+                name.removeprefix(kind): value
+                for name, value in arrays.items() if name.startswith(kind)
+            }  # fmt: skip
+            return Preprocess(**parts) if parts else None
+
         text = arrays.get("metadata", np.frombuffer(b"{}", np.uint8)).tobytes()
         facts = json.loads(text)
         if facts.pop("version", VERSION) > VERSION:
             raise Error(f"{path}: written by a newer version; update chapbook-kip-distill")
-        return cls(images, labels, Preprocess(**parts) if parts else None, facts)
+        return cls(images, labels, transform("preprocess_"), facts, transform("targets_"))
 
     def process(self, x: Float[np.ndarray, "n ..."]) -> Float[np.ndarray, "n ..."]:
         """Returns raw inputs as the set's kernel expects them.
@@ -113,13 +123,18 @@ class DistilledSet:
         return np.asarray(self.preprocess.view(self.images))
 
     def table(self) -> pl.DataFrame:
-        """Returns a row per image: its values as a list, its class, and its label vector."""
-        names = self.facts.get("classes") or [str(n) for n in range(self.labels.shape[1])]
+        """Returns a row per image: its values as a list, its class, and its label vector.
+
+        Where numbers are predicted there is a column for each instead of class and vector.
+        """
         flat = self.view().reshape(len(self.images), -1)
+        values = {"values": list(flat.astype(np.float32))}
+        if self.targets is not None:
+            numbers = np.asarray(self.targets.view(self.labels), np.float32)
+            return pl.DataFrame(values | dict(zip(self.names, numbers.T, strict=True)))
         return pl.DataFrame(
-            {
-                "values": list(flat.astype(np.float32)),
-                "class": [names[place] for place in self.classes],
+            values | {
+                "class": [self.names[place] for place in self.classes],
                 "label": list(np.asarray(self.labels, np.float32)),
             }
-        )
+        )  # fmt: skip

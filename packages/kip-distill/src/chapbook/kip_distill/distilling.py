@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,16 @@ import jax
 import numpy as np
 import polars as pl
 from jax.sharding import Mesh
-from jaxtyping import Float
+from jaxtyping import Array, Float, Int, Key
 
 from chapbook.core.errors import Error
 from chapbook.core.run import Run
+from chapbook.kip_distill.augmentation import Augmentation
 from chapbook.kip_distill.data import Examples
 from chapbook.kip_distill.distilled import DistilledSet
 from chapbook.kip_distill.kernels import Kernel, named
 from chapbook.kip_distill.kip import KIP, Support, vectors
-from chapbook.kip_distill.labels import centred
+from chapbook.kip_distill.precision import computing_in
 from chapbook.kip_distill.preprocessing import Preprocess
 from chapbook.kip_distill.regression import KernelRidge
 from chapbook.kip_distill.sheet import write_sheet
@@ -37,7 +39,9 @@ def distil(
     lr: float = 0.04,
     reg: float = 1e-6,
     zca: float | None = None,
+    augmentation: Augmentation | None = None,
     noise: bool = False,
+    precision: str = "float32",
     mesh: Mesh | None = None,
     seed: int = 0,
     fresh: bool = False,
@@ -53,14 +57,16 @@ def distil(
         kernel: Of the network.
         run_dir: The folder.
         arch: Name of the kernel, which the set tells.
-        per_class: Images of each class.
+        per_class: Inputs of each class; of all, where numbers are predicted.
         learn_labels: Whether labels are learned too.
         steps: Updates.
         target_batch: Natural examples per step.
         lr: Adam's learning rate.
         reg: Regulariser, relative to the kernel's scale.
         zca: Regulariser of whitening; None leaves it out.
+        augmentation: What is done to the images of every batch; None leaves them as they are.
         noise: Whether to begin with noise instead of examples.
+        precision: Of kernel values, `float32` or `float64`, whatever `jax_enable_x64` says.
         mesh: Devices, with axes `target` and `support`; None for one.
         seed: Of the first images and the batches.
         fresh: Whether to empty the folder first.
@@ -73,36 +79,47 @@ def distil(
         Error: The examples do not fit the kernel or the settings, or the folder holds a run of
             other data or settings.
     """
-    kernel.check(examples.x.shape)
-    preprocess = Preprocess.fit(examples.x, zca=zca)
-    x = preprocess(examples.x)
+    if augmentation is not None and examples.x.ndim != 4:
+        raise Error("only images can be augmented; leave the augmentation out")
+    wide = computing_in(precision)
+    start = _Start.of(examples, kernel, per_class, zca=zca, precision=precision)
     kip = KIP(
-        kernel, per_class * len(examples.names), learn_labels=learn_labels, reg=reg, lr=lr,
-        target_batch=target_batch,
-    )  # fmt: skip
-    first = kip.init(x, examples.y, key=jax.random.key(seed), noise=noise)
+        kernel, start.size, learn_labels=learn_labels, reg=reg, lr=lr, target_batch=target_batch
+    )
     options = {
         "arch": arch, "per_class": per_class, "learn_labels": learn_labels, "reg": reg, "lr": lr,
         "target_batch": target_batch, "zca": zca, "noise": noise, "seed": seed,
+        "augmentation": vars(augmentation) if augmentation else None, "precision": precision,
         "data": _fingerprint(examples),
     }  # fmt: skip
 
     def made(support: Support, step: int) -> DistilledSet:
-        facts = options | {"step": step, "get": kip.get, "classes": list(examples.names),
-                           "features": list(examples.features)}  # fmt: skip
+        facts = options | {"step": step, "get": kip.get} | _told(examples)
         return DistilledSet(
-            np.asarray(support.images), np.asarray(support.labels), preprocess, facts
-        )
+            np.asarray(support.images), np.asarray(support.labels), start.preprocess, facts,
+            start.targets,
+        )  # fmt: skip
 
-    with Run(run_dir, options | {"steps": steps}, fresh=fresh, may_change=("steps",)) as run:
+    def augmented(batch: Float[Array, "batch ..."], key: Key[Array, ""]) -> Array:
+        assert augmentation is not None
+        return start.preprocess(augmentation(batch, key))
+
+    run_options = {"fresh": fresh, "may_change": ("steps",)}
+    with wide, Run(run_dir, options | {"steps": steps}, **run_options) as run:
+        first = kip.init(start.x, start.y, key=jax.random.key(seed), noise=noise)
         (run.path / "sets").mkdir(exist_ok=True)
 
         def keep(step: int, support: Support) -> None:
-            made(support, step).save(run.path / "sets" / f"step-{step:06}.npz")
+            name = set_name(
+                arch, len(support.images), step, zca=zca is not None, labels=learn_labels,
+                augmented=augmentation is not None,
+            )  # fmt: skip
+            made(support, step).save(run.path / "sets" / name)
 
         result = kip.fit(
-            first, x, examples.y, steps=steps, seed=seed, run=run, mesh=mesh, on_step=keep,
-            quiet=quiet,
+            first, examples.x.astype(precision) if augmentation else start.x, start.y,
+            steps=steps, seed=seed, augment=augmented if augmentation else None, run=run,
+            mesh=mesh, on_step=keep, quiet=quiet,
         )  # fmt: skip
         if result.reason == "nan":
             raise Error(
@@ -110,13 +127,31 @@ def distil(
                 f"{run.path / 'sets'}; use a lower --lr or a greater --reg"
             )
         found = made(result.model, result.step)
-        found.facts["train"] = kip.score(result.model, x, examples.y, mesh=mesh)
+        found.facts["train"] = kip.score(result.model, start.x, start.y, mesh=mesh)
         found.save(run.path / "distilled.npz")
         if found.images.ndim == 4:
             write_sheet(run.path / "initial.png", made(first, 0).view(), found.classes)
             write_sheet(run.path / "images.png", found.view(), found.classes)
         run.results({"step": result.step, "train": found.facts["train"]})
     return found
+
+
+def set_name(arch: str, size: int, step: int, *, zca: bool, labels: bool, augmented: bool) -> str:
+    """Returns the name of a set's file, as the paper's authors named those that they released.
+
+    Args:
+        arch: Name of the kernel.
+        size: Images of the set.
+        step: After which it is kept.
+        zca: Whether images are whitened.
+        labels: Whether labels are learned.
+        augmented: Whether targets are augmented.
+    """
+    parts = (
+        arch, f"ssize{size}", "zca" if zca else "nozca", "l" if labels else "nol",
+        "aug" if augmented else "noaug", f"ckpt{step}",
+    )  # fmt: skip
+    return "_".join(parts) + ".npz"
 
 
 def solve_labels(
@@ -127,6 +162,7 @@ def solve_labels(
     per_class: int = 10,
     reg: float = 1e-6,
     zca: float | None = None,
+    precision: str = "float32",
     mesh: Mesh | None = None,
     seed: int = 0,
 ) -> tuple[DistilledSet, int]:
@@ -136,30 +172,63 @@ def solve_labels(
         examples: The training part, all of which is explained.
         kernel: Of the network.
         arch: Name of the kernel, which the set tells.
-        per_class: Images of each class.
+        per_class: Inputs of each class; of all, where numbers are predicted.
         reg: Regulariser, relative to the kernel's scale.
         zca: Regulariser of whitening; None leaves it out.
+        precision: Of kernel values, `float32` or `float64`, whatever `jax_enable_x64` says.
         mesh: Devices, with axes `target` and `support`; None for one.
         seed: Of the draw.
     """
-    kernel.check(examples.x.shape)
-    preprocess = Preprocess.fit(examples.x, zca=zca)
-    x, count = preprocess(examples.x), len(examples.names)
-    first = KIP(kernel, per_class * count).init(x, examples.y, key=jax.random.key(seed))
-    images = np.asarray(first.images)
-    solved = label_solve(kernel, images, x, centred(examples.y, count), reg=reg, mesh=mesh)
+    wide = computing_in(precision)
+    start = _Start.of(examples, kernel, per_class, zca=zca, precision=precision)
+    wanted = vectors(start.y, len(examples.names))
+    with wide:
+        first = KIP(kernel, start.size).init(start.x, start.y, key=jax.random.key(seed))
+        images = np.asarray(first.images)
+        solved = label_solve(kernel, images, start.x, wanted, reg=reg, mesh=mesh)
     facts = {
         "arch": arch, "per_class": per_class, "reg": reg, "zca": zca, "seed": seed, "get": "ntk",
-        "method": "label solve", "classes": list(examples.names),
-        "features": list(examples.features), "data": _fingerprint(examples),
-    }  # fmt: skip
-    return DistilledSet(images, solved.labels.astype(np.float32), preprocess, facts), solved.rank
+        "method": "label solve", "precision": precision, "data": _fingerprint(examples),
+    } | _told(examples)  # fmt: skip
+    labels = solved.labels.astype(images.dtype)
+    return DistilledSet(images, labels, start.preprocess, facts, start.targets), solved.rank
+
+
+@dataclass(frozen=True, eq=False)
+class _Start:
+    """Examples as a kernel gets them."""
+
+    x: Float[np.ndarray, "n ..."]
+    y: Int[np.ndarray, " n"] | Float[np.ndarray, "n outputs"]
+    size: int
+    preprocess: Preprocess
+    targets: Preprocess | None
+
+    @classmethod
+    def of(
+        cls, examples: Examples, kernel: Kernel, per_class: int, *, zca: float | None,
+        precision: str,
+    ) -> "_Start":  # fmt: skip
+        kernel.check(examples.x.shape)
+        preprocess = Preprocess.fit(examples.x, zca=zca)
+        x = np.asarray(preprocess(examples.x), precision)
+        if examples.y.ndim == 1:
+            return cls(x, examples.y, per_class * len(examples.names), preprocess, None)
+        targets = Preprocess.fit(examples.y)
+        return cls(x, targets(examples.y), per_class, preprocess, targets)
+
+
+def _told(examples: Examples) -> dict[str, Any]:
+    """Returns what a set tells of its data."""
+    return {"names": list(examples.names), "features": list(examples.features)}
 
 
 def regressor(
     held: DistilledSet, *, arch: str | None = None, mesh: Mesh | None = None
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns what predicts scores of classes from raw inputs.
+    """Returns what predicts scores of classes, or numbers, from raw inputs.
+
+    Kernel values have the precision of the set's inputs, whatever `jax_enable_x64` says.
 
     Args:
         held: The set.
@@ -177,11 +246,19 @@ def regressor(
         raise Error("the set does not tell its kernel; name it by --arch")
     kernel = named(name)
     kernel.check(held.images.shape)
-    found = KernelRidge.fit(
-        kernel, held.images, held.labels, reg=held.facts.get("reg", 1e-6),
-        get=held.facts.get("get", "ntk"), mesh=mesh,
-    )  # fmt: skip
-    return lambda x: found.predict(np.asarray(held.process(x)))
+    dtype = np.dtype("float64" if held.images.dtype == "float64" else "float32")
+    with computing_in(dtype):
+        found = KernelRidge.fit(
+            kernel, held.images, held.labels, reg=held.facts.get("reg", 1e-6),
+            get=held.facts.get("get", "ntk"), mesh=mesh,
+        )  # fmt: skip
+
+    def predict(x: np.ndarray) -> np.ndarray:
+        with computing_in(dtype):
+            outputs = found.predict(np.asarray(held.process(x), dtype))
+        return held.targets.view(outputs) if held.targets else outputs
+
+    return predict
 
 
 def scores(
@@ -193,13 +270,28 @@ def scores(
 ) -> dict[str, Any]:
     """Returns accuracy and squared error on examples, and the accuracy of each class.
 
+    Where numbers are predicted: the squared error in their own units, and the share of variance
+    that is explained, of each.
+
     Args:
         held: The set.
         examples: Raw.
         arch: Name of the kernel, where the set does not tell it.
         mesh: Devices, with axes `target` and `support`; None for one.
+
+    Raises:
+        Error: The examples have classes and the set predicts numbers, or the other way round.
     """
+    if (held.targets is None) != (examples.y.ndim == 1):
+        kinds = ("classes", "numbers") if held.targets is None else ("numbers", "classes")
+        raise Error(f"the set predicts {kinds[0]}, but the examples have {kinds[1]}")
     found = regressor(held, arch=arch, mesh=mesh)(examples.x)
+    if held.targets is not None:
+        errors = ((found - examples.y) ** 2).mean(0)
+        spread = examples.y.var(0, dtype=np.float64)
+        explained = 1 - errors / np.where(spread > 0, spread, np.nan)
+        return {"examples": len(found), "mse": dict(zip(held.names, errors.tolist(), strict=True)),
+                "r2": dict(zip(held.names, explained.tolist(), strict=True))}  # fmt: skip
     right = found.argmax(1) == examples.y
     each = {
         name: float(right[examples.y == place].mean())
@@ -222,6 +314,8 @@ def predicted(
 ) -> pl.DataFrame:
     """Returns a table with the class of every input beside it, and the scores of all classes.
 
+    Where numbers are predicted, there is a column `predicted_...` for each instead.
+
     Args:
         held: The set.
         x: Raw inputs.
@@ -230,9 +324,13 @@ def predicted(
         mesh: Devices, with axes `target` and `support`; None for one.
     """
     found = regressor(held, arch=arch, mesh=mesh)(x)
-    names = held.facts.get("classes") or [str(each) for each in range(found.shape[1])]
-    columns = [pl.Series("predicted", [names[place] for place in found.argmax(1)])]
-    columns += [pl.Series(f"score_{name}", found[:, place]) for place, name in enumerate(names)]
+    kind = "score" if held.targets is None else "predicted"
+    columns = [
+        pl.Series(f"{kind}_{name}", each) for name, each in zip(held.names, found.T, strict=True)
+    ]
+    if held.targets is None:
+        classes = [held.names[place] for place in found.argmax(1)]
+        columns = [pl.Series("predicted", classes), *columns]
     return table.with_columns(columns)
 
 

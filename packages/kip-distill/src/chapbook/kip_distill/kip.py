@@ -6,7 +6,7 @@ Y_s - Y_t \|^2$$
 over batches of natural examples, by Adam on the support's images and, if asked for, its labels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from chapbook.core.errors import Error
 from chapbook.core.run import Run
-from chapbook.core.train import Result, fit
+from chapbook.core.train import Policy, Result, fit
 from chapbook.kip_distill.kernels import Kernel
 from chapbook.kip_distill.labels import centred
 from chapbook.kip_distill.regression import KernelRidge, solve
@@ -102,7 +102,10 @@ class KIP:
         )
         images = draw.standard_normal((len(rows), *x.shape[1:])) if noise else x[rows]
         labels = vectors(y)[rows]
-        return Support(jnp.asarray(images, jnp.float32), jnp.asarray(labels, jnp.float32))
+        inputs = jnp.asarray(images)
+        kept = jnp.issubdtype(inputs.dtype, jnp.floating)
+        inputs = inputs if kept else inputs.astype(jnp.result_type(float))
+        return Support(inputs, jnp.asarray(labels, inputs.dtype))
 
     def _balanced(
         self, y: Int[np.ndarray, " n"], draw: np.random.Generator, *, allow_unbalanced: bool
@@ -128,6 +131,7 @@ class KIP:
         x: Float[Array, "targets ..."],
         y: Float[Array, "targets outputs"],
         *,
+        variances: Sequence[Array] | None = None,
         mesh: Mesh | None = None,
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """Returns the loss on natural examples, and their `accuracy` by greatest entries.
@@ -136,11 +140,12 @@ class KIP:
             support: Inputs and labels.
             x: Processed inputs.
             y: Their labels.
+            variances: Of the inputs, by `Kernel.variances`, if they are known.
             mesh: Devices, with axes `target` and `support`; None for one.
         """
         options: Any = {"get": self.get, "memory": self.memory, "mesh": mesh}
         k_ss = self.kernel(support.images, **options)
-        k_ts = self.kernel(x, support.images, **options)
+        k_ts = self.kernel(x, support.images, first=variances, **options)
         weights = solve(k_ss, support.labels, reg=self.reg, jitter=self.jitter)
         found = k_ts.astype(weights.dtype) @ weights
         loss = 0.5 * jnp.mean((found - y) ** 2)
@@ -167,7 +172,9 @@ class KIP:
     ) -> Result:
         """Trains the support; a run that was killed goes on when the same call is made again.
 
-        Systems are solved in float64, whatever `jax_enable_x64` says.
+        Systems are solved in float64, whatever `jax_enable_x64` says; kernel values have the
+        precision of the support's images. What inputs contribute to the kernel alone is computed
+        once, unless they are augmented.
 
         Args:
             support: To begin with, as `init` gives it.
@@ -188,13 +195,19 @@ class KIP:
         Returns:
             The support as `model`, the metrics, and why training ended.
         """
+        x = np.asarray(x, support.images.dtype)
+        known = self.kernel.variances_of(x) if self.kernel.takes_images and not augment else ()
         batches = Targets(
-            x, vectors(y), self.target_batch, classes=y if y.ndim == 1 else None, seed=seed
-        )
+            x, vectors(y), self.target_batch, classes=y if y.ndim == 1 else None, seed=seed,
+            variances=known,
+        )  # fmt: skip
 
-        def loss(model: Support, batch: dict[str, Array], key: Key[Array, ""]) -> Any:
+        def loss(model: Support, batch: dict[str, Any], key: Key[Array, ""]) -> Any:
             inputs = batch["x"] if augment is None else augment(batch["x"], key)
-            return self.loss(model, inputs, batch["y"], mesh=mesh)
+            value, told = self.loss(
+                model, inputs, batch["y"], variances=batch.get("variances"), mesh=mesh
+            )
+            return value, told if y.ndim == 1 else {}
 
         def score(model: Support, key: Key[Array, ""]) -> dict[str, float]:
             assert evaluate is not None
@@ -214,7 +227,8 @@ class KIP:
         with jax.enable_x64(True):
             return fit(
                 loss, support, optax.adam(self.lr), batches, steps=steps,
-                key=jax.random.key(seed), run=run, mesh=mesh, rules=RULES,
+                key=jax.random.key(seed), precision=Policy(x.dtype, x.dtype, x.dtype), run=run,
+                mesh=mesh, rules=RULES,
                 trainable=trainable, patterns=patterns,
                 evaluate=score if evaluate else None, evaluate_every=evaluate_every,
                 save_every=save_every, log_every=log_every, on_nan="stop", callbacks=(tell,),
@@ -229,7 +243,7 @@ class KIP:
         *,
         mesh: Mesh | None = None,
     ) -> dict[str, float]:
-        """Returns `accuracy` and `mse` of the kernel regression on a support.
+        """Returns `mse` of the kernel regression on a support, and `accuracy` where `y` is classes.
 
         Args:
             support: Inputs and labels.
@@ -239,10 +253,8 @@ class KIP:
         """
         found = self.regression(support, mesh=mesh).predict(np.asarray(x))
         wanted = vectors(y, support.labels.shape[1])
-        return {
-            "accuracy": float((found.argmax(1) == wanted.argmax(1)).mean()),
-            "mse": float(((found - wanted) ** 2).mean()),
-        }
+        told = {"mse": float(((found - wanted) ** 2).mean())}
+        return told if y.ndim == 2 else told | {"accuracy": float((found.argmax(1) == y).mean())}
 
     def regression(self, support: Support, *, mesh: Mesh | None = None) -> KernelRidge:
         """Returns the kernel regression on a support.

@@ -14,6 +14,7 @@ from chapbook.core.errors import Error
 from chapbook.core.io import write_atomic, write_json
 from chapbook.kip_distill.arrays import read_arrays, write_arrays
 from chapbook.kip_distill.kernels import Kernel
+from chapbook.kip_distill.precision import computing_in
 
 
 def write_matrices(
@@ -25,6 +26,7 @@ def write_matrices(
     arch: str,
     get: tuple[str, ...] = ("ntk",),
     rows: int = 256,
+    precision: str = "float32",
     mesh: Mesh | None = None,
     watch: Callable[[Sequence[int]], Iterable[int]] = iter,
 ) -> None:
@@ -40,16 +42,20 @@ def write_matrices(
         arch: Name of the kernel, by which interrupted work is known again.
         get: `ntk`, `nngp` or both.
         rows: Of a block.
+        precision: Of kernel values, `float32` or `float64`, whatever `jax_enable_x64` says.
         mesh: Devices, with axes `target` and `support`; None for one.
         watch: What the numbers of the missing blocks go through, such as a bar of progress.
 
     Raises:
-        Error: The suffix is unknown, or the parts belong to other inputs or settings.
+        Error: The suffix or the precision is unknown, or the parts belong to other inputs or
+            settings.
     """
     path = Path(path)
     if path.suffix not in (".npz", ".safetensors"):
         raise Error(f"{path}: the suffix is neither .npz nor .safetensors")
-    other = x1 if x2 is None else x2
+    wide = computing_in(precision)
+    x1 = x1.astype(precision)
+    other = x1 if x2 is None else x2.astype(precision)
     kernel.check(x1.shape)
     kernel.check(other.shape, x1.shape)
     parts = path.with_name(path.name + ".parts")
@@ -65,7 +71,8 @@ def write_matrices(
     missing = [place for place, file in enumerate(files) if not file.exists()]
     for place in watch(missing):
         part = x1[starts[place] : starts[place] + rows]
-        found = kernel(part, other, get=get, mesh=mesh)
+        with wide:
+            found = kernel(part, other, get=get, mesh=mesh)
         _save(files[place], dict(zip(get, map(np.asarray, found), strict=True)))
     blocks = [read_arrays(file) for file in files]
     _save(path, {name: np.concatenate([each[name] for each in blocks]) for name in get})

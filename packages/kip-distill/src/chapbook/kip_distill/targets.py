@@ -1,6 +1,6 @@
 """Batches of natural examples that a step of distillation is held against."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,8 @@ class Targets:
         size: Of a batch; all examples, in their order, if it is not less than their number.
         classes: Of every example; None draws without regard to classes.
         seed: Of the draws.
+        variances: What each input alone contributes to a kernel, if it is known; batches have it
+            too.
 
     Raises:
         Error: A batch would be smaller than the number of classes.
@@ -34,7 +36,9 @@ class Targets:
         *,
         classes: Int[np.ndarray, " n"] | None = None,
         seed: int = 0,
+        variances: Sequence[Float[np.ndarray, "n ..."]] = (),
     ):
+        self.variances = variances
         self.x, self.y, self.size, self.seed, self.step = x, y, min(size, len(x)), seed, 0
         groups = [np.arange(len(x))] if classes is None else [
             np.flatnonzero(classes == each) for each in np.unique(classes)
@@ -43,13 +47,16 @@ class Targets:
             raise Error(f"a batch of {self.size} targets cannot hold {len(groups)} classes")
         self.groups = groups
 
-    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         return self
 
-    def __next__(self) -> dict[str, np.ndarray]:
+    def __next__(self) -> dict[str, Any]:
         rows = self.rows(self.step)
         self.step += 1
-        return {"x": self.x[rows], "y": self.y[rows]}
+        batch = {"x": self.x[rows], "y": self.y[rows]}
+        if not self.variances:
+            return batch
+        return batch | {"variances": tuple(each[rows] for each in self.variances)}
 
     def rows(self, step: int) -> Int[np.ndarray, " batch"]:
         """Returns the examples of a step."""

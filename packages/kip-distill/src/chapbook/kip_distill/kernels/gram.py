@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 from chapbook.core.errors import Error
 from chapbook.kip_distill.kernels import band
 from chapbook.kip_distill.kernels.layers import Covariance
+from chapbook.kip_distill.kernels.vectors import Variances
 
 if TYPE_CHECKING:
     from chapbook.kip_distill.kernels.kernel import Kernel
@@ -33,6 +34,7 @@ def matrix(
     kernel: "Kernel",
     x1: Float[Array, "n1 ..."],
     x2: Float[Array, "n2 ..."] | None,
+    first: Variances | None = None,
     *,
     ntk: bool,
     memory: int,
@@ -40,34 +42,39 @@ def matrix(
 ) -> Covariance:
     """Returns kernel matrices; see `Kernel.__call__`."""
     if mesh is None:
-        return _local(kernel, x1, x2, ntk=ntk, memory=memory)
+        return _local(kernel, x1, x2, first, ntk=ntk, memory=memory)
     rows, columns = (axis if axis in mesh.shape else None for axis in ("target", "support"))
     if rows is None and columns is None:
         raise Error(f"Kernel: the mesh has axes {', '.join(mesh.shape)}; use target and support")
     other = x1 if x2 is None else x2
 
-    def part(x1: Array, x2: Array) -> Covariance:
-        return _local(kernel, x1, x2, ntk=ntk, memory=memory)
+    def part(x1: Array, x2: Array, first: Variances | None) -> Covariance:
+        return _local(kernel, x1, x2, first, ntk=ntk, memory=memory)
 
     sharded = jax.shard_map(
-        part, mesh=mesh, in_specs=(P(rows), P(columns)), out_specs=P(rows, columns),
+        part, mesh=mesh, in_specs=(P(rows), P(columns), P(rows)), out_specs=P(rows, columns),
         check_vma=False,
     )  # fmt: skip
     n1, n2 = len(x1), len(other)
-    whole = sharded(_filled(x1, mesh.shape.get("target", 1)),
-                    _filled(other, mesh.shape.get("support", 1)))  # fmt: skip
+    many = mesh.shape.get("target", 1)
+    known = None if first is None else tuple(_filled(each, many) for each in first)
+    whole = sharded(_filled(x1, many), _filled(other, mesh.shape.get("support", 1)), known)
     return whole.map(lambda each: each[:n1, :n2])
 
 
-def _local(kernel: "Kernel", x1: Array, x2: Array | None, *, ntk: bool, memory: int) -> Covariance:
+def _local(
+    kernel: "Kernel", x1: Array, x2: Array | None, first: Variances | None, *, ntk: bool,
+    memory: int,
+) -> Covariance:  # fmt: skip
     if kernel.takes_images:
-        return _of_images(kernel, x1, x2, ntk=ntk, memory=memory)
+        return _of_images(kernel, x1, x2, first, ntk=ntk, memory=memory)
     return _of_vectors(kernel, x1, x2, ntk=ntk, memory=memory)
 
 
 def _of_images(
-    kernel: "Kernel", x1: Array, x2: Array | None, *, ntk: bool, memory: int
-) -> Covariance:
+    kernel: "Kernel", x1: Array, x2: Array | None, first: Variances | None, *, ntk: bool,
+    memory: int,
+) -> Covariance:  # fmt: skip
     n1, n2 = len(x1), len(x1 if x2 is None else x2)
     symmetric = x2 is None
     rows, columns = np.triu_indices(n1) if symmetric else np.indices((n1, n2)).reshape(2, -1)
@@ -76,7 +83,7 @@ def _of_images(
     extra = -len(rows) % size
     pairs = np.stack([np.pad(rows, (0, extra)), np.pad(columns, (0, extra))], 1)
     pairs = jnp.asarray(pairs.reshape(-1, size, 2), jnp.int32)
-    first = _variances(kernel, x1, size)
+    first = _variances(kernel, x1, size) if first is None else first
     other, second = (x1, first) if x2 is None else (x2, _variances(kernel, x2, size))
 
     @jax.checkpoint

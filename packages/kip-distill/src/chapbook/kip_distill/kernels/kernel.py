@@ -1,5 +1,6 @@
 """The kernel of an infinitely wide network, given by its layers."""
 
+from collections.abc import Sequence
 from typing import Literal, overload
 
 import equinox as eqx
@@ -25,6 +26,7 @@ from chapbook.kip_distill.kernels.layers import (
 from chapbook.kip_distill.kernels.vectors import Variances, dense, dense_variances, linear
 
 Inputs = Shaped[Array | np.ndarray, "n1 ..."]
+Known = Shaped[Array | np.ndarray, "n1 ..."]
 Others = Shaped[Array | np.ndarray, "n2 ..."]
 MEMORY = 2**28
 
@@ -86,6 +88,7 @@ class Kernel(eqx.Module):
         x2: Others | None = None,
         *,
         get: str = "ntk",
+        first: Sequence[Known] | None = None,
         memory: int = MEMORY,
         mesh: Mesh | None = None,
     ) -> Array: ...
@@ -97,6 +100,7 @@ class Kernel(eqx.Module):
         x2: Others | None = None,
         *,
         get: tuple[str, ...],
+        first: Sequence[Known] | None = None,
         memory: int = MEMORY,
         mesh: Mesh | None = None,
     ) -> tuple[Array, ...]: ...
@@ -107,6 +111,7 @@ class Kernel(eqx.Module):
         x2: Others | None = None,
         *,
         get: str | tuple[str, ...] = "ntk",
+        first: Sequence[Known] | None = None,
         memory: int = MEMORY,
         mesh: Mesh | None = None,
     ) -> Array | tuple[Array, ...]:
@@ -117,6 +122,7 @@ class Kernel(eqx.Module):
                 the network takes vectors.
             x2: Other inputs; `x1` itself if None, when only half of the matrix is computed.
             get: `ntk`, `nngp`, or both as a tuple, which then is what comes back.
+            first: What `variances` gives for `x1`, if it is known; only of images, and with `x2`.
             memory: Bytes that a block of the matrix may take on a device while it is computed,
                 going forward; a block is never smaller than one pair of inputs.
             mesh: With axes `target`, over which `x1` is spread, and `support`, for `x2`.
@@ -131,7 +137,12 @@ class Kernel(eqx.Module):
         self.check(rows.shape)
         if columns is not None:
             self.check(columns.shape, rows.shape)
-        found = gram.matrix(self, rows, columns, ntk="ntk" in names, memory=memory, mesh=mesh)
+        if first is not None and (columns is None or not self.takes_images):
+            raise Error("Kernel: variances are given for images that meet others")
+        known = None if first is None else tuple(jnp.asarray(each) for each in first)
+        found = gram.matrix(
+            self, rows, columns, known, ntk="ntk" in names, memory=memory, mesh=mesh
+        )
         made = tuple(getattr(found, name) for name in names)
         return made[0] if isinstance(get, str) else made
 
@@ -163,7 +174,7 @@ class Kernel(eqx.Module):
         """Returns what each input alone contributes: variances before every activation.
 
         Args:
-            x: Inputs; keep what comes back where the same ones meet many others.
+            x: Inputs.
 
         Returns:
             Arrays of shape (n,), or (n, height, width) before the readout.
@@ -175,6 +186,26 @@ class Kernel(eqx.Module):
             return dense_variances(vectors, (flat * flat).mean(1))[0]
         found, variance = band.variances(images, readout, x)
         return (*found, *dense_variances(vectors, variance)[0])
+
+    def variances_of(
+        self, x: Shaped[np.ndarray, "n ..."], *, memory: int = MEMORY
+    ) -> tuple[np.ndarray, ...]:
+        """Returns the `variances` of any number of images, to be kept where they meet many others.
+
+        Args:
+            x: Images, which are taken in blocks.
+            memory: Bytes that a block may take while it is computed.
+        """
+        size = min(len(x), gram.block(self, x.shape, x.dtype.itemsize, memory, ntk=False))
+        parts: list[tuple[np.ndarray, ...]] = []
+        for start in range(0, len(x), size):
+            part = x[start : start + size]
+            # Blocks of one size share one compiled program.
+            filled = np.concatenate([part, x[: size - len(part)]]) if len(part) < size else part
+            parts.append(
+                tuple(np.asarray(v)[: len(part)] for v in _variances(self, jnp.asarray(filled)))
+            )
+        return tuple(np.concatenate(each) for each in zip(*parts, strict=True))
 
     def of_pairs(
         self, x1: Inputs, x2: Inputs, first: Variances, second: Variances, *, ntk: bool
@@ -236,6 +267,11 @@ class Kernel(eqx.Module):
         images = [layer for layer in self.layers[:end] if isinstance(layer, OfImages)]
         vectors = [layer for layer in self.layers[end:] if isinstance(layer, OfVectors)]
         return images, vectors, readout
+
+
+@eqx.filter_jit
+def _variances(kernel: Kernel, x: Array) -> Variances:
+    return kernel.variances(x)
 
 
 def serial(*layers: Layer, pairs: Literal["band", "full"] = "band") -> Kernel:
