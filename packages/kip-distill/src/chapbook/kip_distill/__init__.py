@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from chapbook.kip_distill.kip import KIP, Support
     from chapbook.kip_distill.labels import centred
     from chapbook.kip_distill.matrices import write_matrices
+    from chapbook.kip_distill.networks import Network
     from chapbook.kip_distill.preprocessing import Preprocess
     from chapbook.kip_distill.prototypes import k_means
     from chapbook.kip_distill.regression import KernelRidge, regularised, solve
     from chapbook.kip_distill.sheet import write_sheet
     from chapbook.kip_distill.solving import Solved, label_solve
     from chapbook.kip_distill.targets import Targets
+    from chapbook.kip_distill.transferring import Transferred, Trial, max_learning_rate, transfer
 
 # The public names by the module that holds them.
 _MODULES = {
@@ -32,11 +34,13 @@ _MODULES = {
     "solving": ("Solved", "label_solve"),
     "labels": ("centred",),
     "matrices": ("write_matrices",),
+    "networks": ("Network",),
     "preprocessing": ("Preprocess",),
     "prototypes": ("k_means",),
     "regression": ("KernelRidge", "regularised", "solve"),
     "sheet": ("write_sheet",),
     "targets": ("Targets",),
+    "transferring": ("Transferred", "Trial", "max_learning_rate", "transfer"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -46,15 +50,19 @@ __all__ = [
     "DistilledSet",
     "Examples",
     "KernelRidge",
+    "Network",
     "Preprocess",
     "Solved",
     "Support",
     "Targets",
+    "Transferred",
+    "Trial",
     "centred",
     "distil",
     "k_means",
     "kernels",
     "label_solve",
+    "max_learning_rate",
     "predicted",
     "read",
     "regressor",
@@ -62,6 +70,7 @@ __all__ = [
     "scores",
     "solve",
     "solve_labels",
+    "transfer",
     "write_matrices",
     "write_sheet",
 ]

@@ -163,6 +163,61 @@ def evaluate(
 
 
 @app.command()
+def transfer(
+    distilled: SetFile,
+    data: Data,
+    label: Label = None,
+    arch: Annotated[
+        str | None, typer.Option("--arch", help="Of the network, if not the set's own.")
+    ] = None,
+    width: Annotated[int, typer.Option("--width", min=1, help="Channels or units.")] = 256,
+    steps: Annotated[int, typer.Option("--steps", min=1)] = 5000,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images per step.")] = 100,
+    lr_factor: Annotated[
+        str, typer.Option("--lr-factor", help="Of the greatest stable rate; several: 0.5,1,2.")
+    ] = "1",
+    l2: Annotated[str, typer.Option("--l2", help="Regulariser; several: 0,0.001.")] = "0.001",
+    validation: Annotated[
+        float, typer.Option("--validation", help="Share of the data that chooses among several.")
+    ] = 0.1,
+    run: Annotated[
+        Path | None, typer.Option("--run", metavar="FOLDER", help="Of the run, new or continued.")
+    ] = None,
+    mesh: cli.MeshText = "",
+    devices: cli.Devices = None,
+    seed: cli.Seed = 0,
+    fresh: cli.Fresh = False,
+    quiet: cli.Quiet = False,
+    json: cli.Json = False,
+) -> None:
+    """Train a network of finite width on a distilled set, and test it on real data.
+
+    Example: kip-distill transfer --set run/distilled.npz --data mnist5k --width 128 --steps 500
+    """
+    from chapbook.kip_distill import data as source
+    from chapbook.kip_distill.distilled import DistilledSet
+    from chapbook.kip_distill.kernels import named
+    from chapbook.kip_distill.transferring import transfer
+
+    held = DistilledSet.load(distilled)
+    name = arch or held.facts.get("arch")
+    if not name:
+        raise Error("the set does not tell its kernel; name that of the network by --arch")
+    found = transfer(
+        held, named(name), source.read(data, label=label, names=held.facts.get("names")),
+        source.read_test(data), width=width, steps=steps, batch=batch,
+        factors=_numbers("--lr-factor", lr_factor), l2=_numbers("--l2", l2), validation=validation,
+        run_dir=run, mesh=_mesh(mesh, devices), seed=seed, fresh=fresh, quiet=quiet,
+    )  # fmt: skip
+    facts = {"arch": name, "width": width, "steps": steps, **found.facts}
+    if not json:
+        several = len(facts.pop("trials")) > 1
+        for trial in found.trials if several else ():
+            typer.echo(f"trial {trial}")
+    _show(facts, json)
+
+
+@app.command()
 def predict(
     distilled: SetFile,
     source: Annotated[
@@ -266,6 +321,13 @@ def _read(data: str, label: str | None, targets: list[str] | None) -> Any:
     from chapbook.kip_distill.data import read
 
     return read(data, label=label, targets=targets or ())
+
+
+def _numbers(option: str, given: str) -> list[float]:
+    try:
+        return [float(each) for each in given.split(",")]
+    except ValueError:
+        raise Error(f"{option} {given}: give a number, or several with commas between") from None
 
 
 def _mesh(axes: str, devices: int | None) -> "Mesh | None":

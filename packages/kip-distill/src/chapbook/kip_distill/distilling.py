@@ -1,6 +1,5 @@
 """From examples to a distilled set, and from a set to predictions, in one call each."""
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from chapbook.core.errors import Error
 from chapbook.core.run import Run
+from chapbook.kip_distill.arrays import fingerprint
 from chapbook.kip_distill.augmentation import Augmentation
 from chapbook.kip_distill.data import Examples
 from chapbook.kip_distill.distilled import DistilledSet
@@ -90,7 +90,7 @@ def distil(
         "arch": arch, "per_class": per_class, "learn_labels": learn_labels, "reg": reg, "lr": lr,
         "target_batch": target_batch, "zca": zca, "noise": noise, "seed": seed,
         "augmentation": vars(augmentation) if augmentation else None, "precision": precision,
-        "data": _fingerprint(examples),
+        "data": fingerprint(examples.x, examples.y),
     }  # fmt: skip
 
     def made(support: Support, step: int) -> DistilledSet:
@@ -188,7 +188,8 @@ def solve_labels(
         solved = label_solve(kernel, images, start.x, wanted, reg=reg, mesh=mesh)
     facts = {
         "arch": arch, "per_class": per_class, "reg": reg, "zca": zca, "seed": seed, "get": "ntk",
-        "method": "label solve", "precision": precision, "data": _fingerprint(examples),
+        "method": "label solve", "precision": precision,
+        "data": fingerprint(examples.x, examples.y),
     } | _told(examples)  # fmt: skip
     labels = solved.labels.astype(images.dtype)
     return DistilledSet(images, labels, start.preprocess, facts, start.targets), solved.rank
@@ -332,10 +333,3 @@ def predicted(
         classes = [held.names[place] for place in found.argmax(1)]
         columns = [pl.Series("predicted", classes), *columns]
     return table.with_columns(columns)
-
-
-def _fingerprint(examples: Examples) -> str:
-    """Returns a short name of the data, by which a run knows it again."""
-    digest = hashlib.sha256(examples.x.tobytes())
-    digest.update(examples.y.tobytes())
-    return digest.hexdigest()[:16]

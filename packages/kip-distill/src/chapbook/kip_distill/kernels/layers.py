@@ -11,6 +11,7 @@ from typing import NamedTuple
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float
 
 from chapbook.core.errors import Error
@@ -90,6 +91,14 @@ class GlobalAvgPool(eqx.Module):
 class Activation(eqx.Module):
     """What acts on every unit alone."""
 
+    def apply(self, x: Float[Array, "*units"]) -> Float[Array, "*units"]:
+        """Returns the outputs of units, in a network of finite width.
+
+        Args:
+            x: What comes into them.
+        """
+        raise NotImplementedError
+
     def dual(
         self, nngp: Float[Array, "..."], first: Float[Array, "..."], second: Float[Array, "..."]
     ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
@@ -122,6 +131,10 @@ class LeakyRelu(Activation):
     low: Scalar = 0.01
     high: Scalar = 1.0
 
+    def apply(self, x):
+        """See `Activation.apply`."""
+        return jnp.where(x < 0, self.low, self.high) * x
+
     def dual(self, nngp, first, second):
         """See `Activation.dual` and `rectified`."""
         low, high = (jnp.asarray(value, nngp.dtype) for value in (self.low, self.high))
@@ -141,6 +154,10 @@ class Erf(Activation):
         Williams, "Computing with Infinite Networks", 1996.
     """
 
+    def apply(self, x):
+        """See `Activation.apply`."""
+        return lax.erf(x)
+
     def dual(self, nngp, first, second):
         """See `Activation.dual`."""
         product = (1 + 2 * first) * (1 + 2 * second)
@@ -152,6 +169,10 @@ class Erf(Activation):
 
 class Identity(Activation):
     """Nothing; deep linear networks."""
+
+    def apply(self, x):
+        """See `Activation.apply`."""
+        return x
 
     def dual(self, nngp, first, second):
         """See `Activation.dual`."""
