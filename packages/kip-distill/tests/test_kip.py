@@ -174,6 +174,21 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_set(data, tmp_p
     assert np.isfinite(done.model.images).all()
 
 
+@pytest.mark.devices(8)
+def test_images_are_distilled_with_the_variances_of_targets_kept():
+    rng = np.random.default_rng(0)
+    y = np.arange(24) % 2
+    x = rng.normal(size=(24, 6, 6, 1)).astype(np.float32) + y[:, None, None, None]
+    kip = KIP(kernels.ConvNet(1), 2)
+    start = kip.init(x, y, key=jax.random.key(0))
+    wanted, _ = jax.jit(kip.loss)(start, jnp.asarray(x), jnp.asarray(vectors(y)))
+    for devices in (None, mesh("target=4,support=2")):
+        done = kip.fit(start, x, y, steps=3, mesh=devices, quiet=True)
+        losses = done.metrics["loss"].to_list()
+        assert losses[0] == pytest.approx(float(wanted), rel=1e-5)
+        assert losses[-1] < losses[0]
+
+
 def test_a_number_can_be_regressed(data):
     x, _ = data
     y = np.stack([x[:, 0] - x[:, 1]], 1)

@@ -189,7 +189,7 @@ class KIP:
             on_step: Called with the step and the support at the steps `LOGGED`, and every 500.
             mesh: Devices, with axes `target` and `support`; None for one.
             save_every: Steps between two checkpoints.
-            log_every: Steps per row of metrics.
+            log_every: Steps per row of metrics; 1 where `on_step` is given.
             quiet: Whether to show no progress.
 
         Returns:
@@ -202,11 +202,10 @@ class KIP:
             variances=known,
         )  # fmt: skip
 
-        def loss(model: Support, batch: dict[str, Any], key: Key[Array, ""]) -> Any:
+        def loss(model: Support, batch: dict[str, Array], key: Key[Array, ""]) -> Any:
             inputs = batch["x"] if augment is None else augment(batch["x"], key)
-            value, told = self.loss(
-                model, inputs, batch["y"], variances=batch.get("variances"), mesh=mesh
-            )
+            kept = [batch[f"variances{place}"] for place in range(len(known))]
+            value, told = self.loss(model, inputs, batch["y"], variances=kept or None, mesh=mesh)
             return value, told if y.ndim == 1 else {}
 
         def score(model: Support, key: Key[Array, ""]) -> dict[str, float]:
@@ -231,8 +230,8 @@ class KIP:
                 mesh=mesh, rules=RULES,
                 trainable=trainable, patterns=patterns,
                 evaluate=score if evaluate else None, evaluate_every=evaluate_every,
-                save_every=save_every, log_every=log_every, on_nan="stop", callbacks=(tell,),
-                quiet=quiet,
+                save_every=save_every, log_every=1 if on_step else log_every, on_nan="stop",
+                callbacks=(tell,), quiet=quiet,
             )  # fmt: skip
 
     def score(

@@ -160,8 +160,7 @@ def _mnist(run: Run, size: int, seed: int, steps: int, quiet: bool) -> pl.DataFr
                 accuracy = kip.score(support, held, test.y)["accuracy"]
                 curve.append((name, step, 100 * accuracy))
 
-            done = made.fit(start, x, train.y, steps=steps, seed=seed, log_every=50, quiet=quiet,
-                            on_step=seen)  # fmt: skip
+            done = made.fit(start, x, train.y, steps=steps, seed=seed, quiet=quiet, on_step=seen)
             methods[name] = done.model
         first = seed == run.config["seed"]
         found = [
@@ -191,18 +190,17 @@ def _convolutions(run: Run, name: str, seed: int, full: bool, quiet: bool) -> pl
         train, test = _small(name)
         preprocess = Preprocess.fit(train.x)
         x, held = preprocess(train.x), preprocess(test.x)
+        start = KIP(FC(1), 10).init(x, train.y, key=jax.random.key(seed))
         found: list[dict[str, Any]] = []
-        sets: dict[str, Support] = {}
+        sets = {RANDOM: start}
         kernels: dict[str, Kernel] = {"ConvNet": ConvNet(2), "FC1": FC(1)}
         for kind, kernel in kernels.items():
             kip = KIP(kernel, 10, target_batch=batch)
-            start = kip.init(x, train.y, key=jax.random.key(seed))
             done = kip.fit(start, x, train.y, steps=steps, seed=seed, log_every=10, quiet=quiet)
             accuracy = 100 * kip.score(done.model, held, test.y)["accuracy"]
             sets[f"KIP, {kind}"] = done.model
             found.append({"data": name, "images": 10, "seed": seed, "method": f"KIP, {kind}",
                           "accuracy": accuracy})  # fmt: skip
-        sets[RANDOM] = kip.init(x, train.y, key=jax.random.key(seed))
         for method, support in sets.items() if name == TRANSFERRED else ():
             images, labels = np.asarray(support.images), np.asarray(support.labels)
             reached = transfer(

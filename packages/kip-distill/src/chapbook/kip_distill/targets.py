@@ -22,7 +22,7 @@ class Targets:
         classes: Of every example; None draws without regard to classes.
         seed: Of the draws.
         variances: What each input alone contributes to a kernel, if it is known; batches have it
-            too.
+            too, as `variances0`, `variances1`, ...
 
     Raises:
         Error: A batch would be smaller than the number of classes.
@@ -47,16 +47,14 @@ class Targets:
             raise Error(f"a batch of {self.size} targets cannot hold {len(groups)} classes")
         self.groups = groups
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         return self
 
-    def __next__(self) -> dict[str, Any]:
+    def __next__(self) -> dict[str, np.ndarray]:
         rows = self.rows(self.step)
         self.step += 1
-        batch = {"x": self.x[rows], "y": self.y[rows]}
-        if not self.variances:
-            return batch
-        return batch | {"variances": tuple(each[rows] for each in self.variances)}
+        kept = {f"variances{place}": each[rows] for place, each in enumerate(self.variances)}
+        return {"x": self.x[rows], "y": self.y[rows], **kept}
 
     def rows(self, step: int) -> Int[np.ndarray, " batch"]:
         """Returns the examples of a step."""
