@@ -48,7 +48,7 @@ def held():
     """Eighteen real points as a set."""
     train = blobs(90)
     preprocess = Preprocess.fit(train.x)
-    facts = {"arch": "FC1", "classes": ["a", "b", "c"]}
+    facts = {"arch": "FC1", "names": ["a", "b", "c"]}
     return DistilledSet(preprocess(train.x[:18]), centred(train.y[:18], 3), preprocess, facts)
 
 
