@@ -140,6 +140,13 @@ def test_a_grid_is_judged_by_validation_alone_and_shows_what_diverged(held):
         transfer(held, LINEAR, examples, steps=9, factors=(1e12, 2e12), quiet=True)
 
 
+def test_numbers_to_be_predicted_are_refused(held):
+    examples = blobs(60)
+    numbers = Examples(examples.x, np.zeros((60, 3), np.float32), examples.names)
+    with pytest.raises(Error, match="trained on classes, not on numbers"):
+        transfer(held, LINEAR, numbers, steps=1, quiet=True)
+
+
 def test_without_a_test_part_the_rest_of_the_examples_is_tested(held):
     found = transfer(
         held, LINEAR, blobs(60, seed=1), steps=60, factors=(0.3,), validation=0.25, quiet=True,
