@@ -257,7 +257,7 @@ def _npz(path: Path, names: Sequence[str] | None) -> Examples:
     if "labels" not in held:
         raise Error(f"{path}: no array labels; it has {', '.join(held)}")
     labels = held["labels"]
-    if len(labels) != len(images) if labels.ndim else True:
+    if not labels.ndim or len(labels) != len(images):
         raise Error(
             f"{path}: {len(images)} images and labels of shape {labels.shape}; give one for each "
             "image"
