@@ -15,6 +15,7 @@ import tempfile
 import zipfile
 from email.parser import Parser
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 DIST = ROOT / "dist"
@@ -130,27 +131,34 @@ def check_alone(name: str, entry: str | None, python: str) -> None:
         module = f"chapbook.{name.replace('-', '_')}"
         light = (".cli", ".run", ".tables") if name == "core" else ()
         modules = [module, *(module + part for part in light)]
-        seconds, loaded = json.loads(run([inside, "-c", IMPORT, ",".join(HEAVY), *modules]).stdout)
+        seconds, loaded = asked(inside, IMPORT, *modules)
         if name == "core" and loaded:
             sys.exit(f"error: importing core's light half loads {', '.join(loaded)}")
         # The first import also compiled every file; the second is what a user waits for.
-        seconds, _ = json.loads(run([inside, "-c", IMPORT, ",".join(HEAVY), *modules]).stdout)
+        seconds, _ = asked(inside, IMPORT, *modules)
         cost = check_help(name, inside, entry) if entry else ""
         print(f"{name:<20} {major}.{minor:<6} {seconds:>14.2f} {cost:>14}", flush=True)
 
 
 def check_help(name: str, python: str, entry: str) -> str:
     """Asks the command and each of its verbs for help; returns the CPU seconds of the first."""
-    seconds, loaded, text = json.loads(run([python, "-c", HELP, ",".join(HEAVY), entry]).stdout)
+    seconds, loaded, text = asked(python, HELP, entry)
     verbs = re.findall(r"^\W*([a-z][a-z-]+)  ", text.partition("Commands")[2], re.M)
     for verb in verbs:
-        _, more, _ = json.loads(run([python, "-c", HELP, ",".join(HEAVY), entry, verb]).stdout)
+        _, more, _ = asked(python, HELP, entry, verb)
         loaded = sorted({*loaded, *more})
     if loaded:
         sys.exit(f"error: {name} --help loads {', '.join(loaded)}")
     run([str(Path(python).parent / name), "--version"])
-    seconds, _, _ = json.loads(run([python, "-c", HELP, ",".join(HEAVY), entry]).stdout)
+    seconds, _, _ = asked(python, HELP, entry)
     return f"{seconds:.2f}"
+
+
+def asked(python: str, script: str, *arguments: str) -> Any:
+    """Returns what one of the scripts prints."""
+    # With -P, no file of the folder that it runs in stands for a module.
+    command = [python, "-P", "-c", script, ",".join(HEAVY), *arguments]
+    return json.loads(run(command).stdout)
 
 
 def run(command: list[str], *, check: bool = True) -> subprocess.CompletedProcess[str]:

@@ -9,29 +9,16 @@ of that length comes.
 """
 
 import argparse
-import json
 import statistics
-import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-from common.sides import BATCH, ENCODER, HEADS, HIDDEN, HORIZON, SIDES, WARM
+from common.sides import BATCH, ENCODER, HEADS, HIDDEN, HORIZON, SIDES, WARM, trained
 
 sys.path.append(str(Path(__file__).parents[3] / "tools"))
 from benchmark import interleaved, report
 
 CLAIM = "training is 1.5x as fast as neuralforecast's TFT, 5x as pytorch-forecasting's and darts'"
-
-
-def trained(side: str, updates: int) -> dict[str, Any]:
-    """Trains one side in a process of its own."""
-    script = Path(__file__).parent / "common" / "sides.py"
-    command = [sys.executable, str(script), side, str(updates)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{side}: {done.stderr.strip()[-2000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def main() -> None:

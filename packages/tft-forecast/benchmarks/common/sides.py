@@ -2,7 +2,7 @@
 
 A process of its own, which prints one line of JSON:
 
-    python common/sides.py SIDE UPDATES
+    python common/sides.py SIDE UPDATES SEED
 
 Every side has the same inputs, lengths, width, heads, dropout, batch size and Adam's learning rate.
 What a library cannot take (categories, in neuralforecast and darts) it gets as numbers, and each
@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import resource
+import subprocess
 import sys
 import time
 import warnings
@@ -61,13 +62,13 @@ class Meter:
 
 def main() -> None:
     """Trains one side, and prints what it took and how well it forecasts."""
-    side, updates = sys.argv[1], int(sys.argv[2])
+    side, updates, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     table, schema = data.births()
     table = table.with_columns(pl.col("holiday").fill_null("none"))
     meter = Meter()
-    forecast = SIDES[side](table, list(schema.known), updates, meter)
+    forecast = SIDES[side](table, list(schema.known), updates, seed, meter)
     trained = _peak()
     first, *others = (TEST + dt.timedelta(EVERY * n - 1) for n in range(ORIGINS))
     parts = [forecast(first)]  # compiles and allocates
@@ -92,7 +93,9 @@ def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
-def chapbook(table: pl.DataFrame, known: list[str], updates: int, meter: Meter) -> Forecast:
+def chapbook(
+    table: pl.DataFrame, known: list[str], updates: int, seed: int, meter: Meter
+) -> Forecast:
     """Trains ours, with states scaled one by one."""
     from chapbook.tft_forecast import Forecaster
 
@@ -101,14 +104,17 @@ def chapbook(table: pl.DataFrame, known: list[str], updates: int, meter: Meter) 
         data.births()[1], encoder=ENCODER, horizon=HORIZON, hidden=HIDDEN, heads=HEADS,
         dropout=DROPOUT, batch_size=BATCH, learning_rate=RATE,
     )  # fmt: skip
-    made.fit(table.filter(pl.col("date") < dt.date(1987, 1, 1)), valid_steps=0, steps=updates)
+    seen = table.filter(pl.col("date") < dt.date(1987, 1, 1))
+    made.fit(seen, valid_steps=0, steps=updates, seed=seed)
     for row in made.metrics.iter_rows(named=True):
         meter.stamp(row["step"], row["seconds"])
     whole = made.prepare(table)
     return lambda origin: made.predict(whole, origins=[origin]).select("state", "date", *COLUMNS)
 
 
-def neuralforecast(table: pl.DataFrame, known: list[str], updates: int, meter: Meter) -> Forecast:
+def neuralforecast(
+    table: pl.DataFrame, known: list[str], updates: int, seed: int, meter: Meter
+) -> Forecast:
     """Trains neuralforecast's, which scales each window by median and spread."""
     from neuralforecast import NeuralForecast
     from neuralforecast.losses.pytorch import MQLoss
@@ -122,8 +128,8 @@ def neuralforecast(table: pl.DataFrame, known: list[str], updates: int, meter: M
         h=HORIZON, input_size=ENCODER, hidden_size=HIDDEN, n_head=HEADS, dropout=DROPOUT,
         stat_exog_list=["state_code", "region"], hist_exog_list=[OBSERVED], futr_exog_list=known,
         loss=MQLoss(quantiles=list(LEVELS)), max_steps=updates, learning_rate=RATE,
-        num_lr_decays=0, batch_size=51, windows_batch_size=BATCH, scaler_type="robust",
-        **_trainer(meter),
+        num_lr_decays=0, random_seed=seed, batch_size=51, windows_batch_size=BATCH,
+        scaler_type="robust", **_trainer(meter),
     )  # fmt: skip
     made = NeuralForecast([model], freq="1d")
     made.fit(frame.filter(pl.col("ds") < dt.date(1987, 1, 1)), static_df=static, val_size=0)
@@ -140,7 +146,7 @@ def neuralforecast(table: pl.DataFrame, known: list[str], updates: int, meter: M
 
 
 def pytorch_forecasting(
-    table: pl.DataFrame, known: list[str], updates: int, meter: Meter
+    table: pl.DataFrame, known: list[str], updates: int, seed: int, meter: Meter
 ) -> Forecast:
     """Trains pytorch-forecasting's, with states scaled one by one; it takes categories."""
     import lightning.pytorch as lightning
@@ -149,6 +155,7 @@ def pytorch_forecasting(
     from pytorch_forecasting.data import GroupNormalizer
     from pytorch_forecasting.metrics import QuantileLoss
 
+    lightning.seed_everything(seed)
     meter.begin()
     start = table["date"].min()
     frame = table.with_columns(
@@ -192,7 +199,7 @@ def pytorch_forecasting(
     return forecast
 
 
-def darts(table: pl.DataFrame, known: list[str], updates: int, meter: Meter) -> Forecast:
+def darts(table: pl.DataFrame, known: list[str], updates: int, seed: int, meter: Meter) -> Forecast:
     """Trains darts', with states scaled one by one to [0, 1]."""
     from darts import TimeSeries
     from darts.dataprocessing.transformers import Scaler
@@ -222,7 +229,7 @@ def darts(table: pl.DataFrame, known: list[str], updates: int, meter: Meter) -> 
         lstm_layers=1, num_attention_heads=HEADS, dropout=DROPOUT, batch_size=BATCH,
         hidden_continuous_size=HIDDEN, likelihood=QuantileRegression(list(LEVELS)),
         optimizer_kwargs={"lr": RATE}, use_static_covariates=True, n_epochs=10**6,
-        random_state=0, pl_trainer_kwargs={"max_steps": updates, **_trainer(meter)},
+        random_state=seed, pl_trainer_kwargs={"max_steps": updates, **_trainer(meter)},
     )  # fmt: skip
     model.fit([one.drop_after(_next(end)) for one in births], past_covariates=past,
               future_covariates=ahead)  # fmt: skip
@@ -290,10 +297,20 @@ def _trainer(meter: Meter) -> dict[str, Any]:
     }  # fmt: skip
 
 
-SIDES: dict[str, Callable[[pl.DataFrame, list[str], int, Meter], Forecast]] = {
+SIDES: dict[str, Callable[[pl.DataFrame, list[str], int, int, Meter], Forecast]] = {
     "chapbook": chapbook, "neuralforecast": neuralforecast,
     "pytorch-forecasting": pytorch_forecasting, "darts": darts,
 }  # fmt: skip
+
+
+def trained(side: str, updates: int, seed: int = 0) -> dict[str, Any]:
+    """Trains one side in a process of its own, and returns what it prints."""
+    command = [sys.executable, __file__, side, str(updates), str(seed)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{side}: {done.stderr.strip()[-2000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
 
 if __name__ == "__main__":
     with TemporaryDirectory() as folder:  # where Lightning leaves what it insists on writing
