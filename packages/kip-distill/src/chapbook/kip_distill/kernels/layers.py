@@ -160,9 +160,10 @@ class Erf(Activation):
 
     def dual(self, nngp, first, second):
         """See `Activation.dual`."""
-        product = (1 + 2 * first) * (1 + 2 * second)
-        # The angle's sine is computed from the product, since 1 - cosine^2 cancels.
-        root = jnp.sqrt(product - 4 * nngp * nngp)
+        # sqrt((1 + 2 first) (1 + 2 second) - 4 nngp^2), multiplied out: 1 - cosine^2 would cancel,
+        # and rounding takes the difference of large products below 0.
+        rest = jnp.maximum(first * second - nngp * nngp, 0)
+        root = jnp.sqrt(1 + 2 * (first + second) + 4 * rest)
         angle = jnp.pi / 2 - arctan2(root, 2 * nngp)
         return 2 / np.pi * angle, 4 / np.pi / root
 
