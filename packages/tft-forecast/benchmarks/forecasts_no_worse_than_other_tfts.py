@@ -13,7 +13,9 @@ import statistics
 import sys
 from pathlib import Path
 
-from common.sides import BATCH, ENCODER, HEADS, HIDDEN, HORIZON, SIDES, trained
+from common.sides import DISTRIBUTIONS, SETTING, SIDES, trained
+
+from chapbook.core.io import write_json
 
 sys.path.append(str(Path(__file__).parents[3] / "tools"))
 from benchmark import report
@@ -43,21 +45,14 @@ def main() -> None:
             risks = [found[side, seed][level] for seed in given.seeds]
             row |= {level: statistics.mean(risks), f"{level}_range": [min(risks), max(risks)]}
         rows.append(row)
-    setting = {"batch": BATCH, "encoder": ENCODER, "horizon": HORIZON, "hidden": HIDDEN,
-               "heads": HEADS}  # fmt: skip
-    distributions = ("chapbook-tft-forecast", "jax", "neuralforecast", "pytorch-forecasting",
-                     "darts", "torch")  # fmt: skip
-    report(__file__, CLAIM, rows, distributions, setting=setting)
+    report(__file__, CLAIM, rows, DISTRIBUTIONS, setting=SETTING)
 
 
 def kept(folder: Path, side: str, updates: int, seed: int) -> dict[str, float]:
     """Returns what one training gives, which a folder keeps."""
     path = folder / f"{side}-{updates}-{seed}.json"
     if not path.exists():
-        made = json.dumps(trained(side, updates, seed))
-        part = path.with_suffix(".part")
-        part.write_text(made)
-        part.rename(path)
+        write_json(path, trained(side, updates, seed))
     return json.loads(path.read_text())
 
 

@@ -13,7 +13,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from common.sides import BATCH, ENCODER, HEADS, HIDDEN, HORIZON, SIDES, WARM, trained
+from common.sides import BATCH, DISTRIBUTIONS, SETTING, SIDES, WARM, trained
 
 sys.path.append(str(Path(__file__).parents[3] / "tools"))
 from benchmark import interleaved, report
@@ -47,11 +47,7 @@ def main() -> None:
             run = trained(name, max(WARM + 1, round(seconds * rates[name] / BATCH)))
             row |= {f"{level}_after_{seconds:.0f}_s": run[level] for level in ("P50", "P90")}
         rows.append(row)
-    setting = {"batch": BATCH, "encoder": ENCODER, "horizon": HORIZON, "hidden": HIDDEN,
-               "heads": HEADS}  # fmt: skip
-    distributions = ("chapbook-tft-forecast", "jax", "neuralforecast", "pytorch-forecasting",
-                     "darts", "torch")  # fmt: skip
-    report(__file__, CLAIM, rows, distributions, setting=setting, options=vars(given))
+    report(__file__, CLAIM, rows, DISTRIBUTIONS, setting=SETTING, options=vars(given))
 
 
 if __name__ == "__main__":

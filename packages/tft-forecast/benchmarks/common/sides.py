@@ -31,6 +31,10 @@ from chapbook.tft_forecast.metrics import q_risk
 
 ENCODER, HORIZON, HIDDEN, HEADS, DROPOUT = 84, 28, 32, 4, 0.1
 BATCH, RATE, LEVELS, WARM = 128, 1e-3, (0.1, 0.5, 0.9), 20
+SETTING = {"batch": BATCH, "encoder": ENCODER, "horizon": HORIZON, "hidden": HIDDEN, "heads": HEADS}
+DISTRIBUTIONS = (
+    "chapbook-tft-forecast", "jax", "neuralforecast", "pytorch-forecasting", "darts", "torch",
+)  # fmt: skip
 TEST, ORIGINS, EVERY = dt.date(1988, 1, 1), 13, 28
 STATIC, CATEGORIES = ["state", "region"], ["weekday", "month", "day", "holiday"]
 OBSERVED = "national_births"

@@ -22,6 +22,7 @@ from chapbook.core.errors import Error
 from chapbook.core.run import Run
 from chapbook.core.train import Policy, Result, fit
 from chapbook.kip_distill.kernels import Kernel
+from chapbook.kip_distill.kernels.kernel import floating
 from chapbook.kip_distill.labels import centred
 from chapbook.kip_distill.regression import KernelRidge, solve
 from chapbook.kip_distill.targets import Targets
@@ -102,9 +103,7 @@ class KIP:
         )
         images = draw.standard_normal((len(rows), *x.shape[1:])) if noise else x[rows]
         labels = vectors(y)[rows]
-        inputs = jnp.asarray(images)
-        kept = jnp.issubdtype(inputs.dtype, jnp.floating)
-        inputs = inputs if kept else inputs.astype(jnp.result_type(float))
+        inputs = floating(images)
         return Support(inputs, jnp.asarray(labels, inputs.dtype))
 
     def _balanced(

@@ -1,6 +1,5 @@
 """Kernel matrices in files, written block by block, so that an interrupted one goes on."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Sequence
@@ -12,7 +11,7 @@ from jaxtyping import Float
 
 from chapbook.core.errors import Error
 from chapbook.core.io import write_atomic, write_json
-from chapbook.kip_distill.arrays import read_arrays, write_arrays
+from chapbook.kip_distill.arrays import fingerprint, read_arrays, write_arrays
 from chapbook.kip_distill.kernels import Kernel
 from chapbook.kip_distill.precision import computing_in
 
@@ -59,7 +58,7 @@ def write_matrices(
     kernel.check(x1.shape)
     kernel.check(other.shape, x1.shape)
     parts = path.with_name(path.name + ".parts")
-    inputs = [hashlib.sha256(x.tobytes()).hexdigest() for x in (x1, other)]
+    inputs = [fingerprint(x1), fingerprint(other)]
     facts = {"arch": arch, "get": list(get), "rows": rows, "inputs": inputs}
     told = parts / "facts.json"
     if told.exists() and json.loads(told.read_text()) != facts:

@@ -133,7 +133,7 @@ class Kernel(eqx.Module):
         names = (get,) if isinstance(get, str) else tuple(get)
         if not names or set(names) - {"nngp", "ntk"}:
             raise Error(f"Kernel: get={get!r} is neither ntk nor nngp nor both")
-        rows, columns = _floating(x1), None if x2 is None else _floating(x2)
+        rows, columns = floating(x1), None if x2 is None else floating(x2)
         self.check(rows.shape)
         if columns is not None:
             self.check(columns.shape, rows.shape)
@@ -284,7 +284,8 @@ def serial(*layers: Layer, pairs: Literal["band", "full"] = "band") -> Kernel:
     return Kernel(tuple(layers), pairs)
 
 
-def _floating(x: Array | np.ndarray) -> Array:
+def floating(x: Array | np.ndarray) -> Array:
+    """Returns an array whose numbers are floats; whole ones get JAX's default precision."""
     made = jnp.asarray(x)
     kept = jnp.issubdtype(made.dtype, jnp.floating)
     return made if kept else made.astype(jnp.result_type(float))
