@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from chapbook.core.compilation import compiled_once
 from chapbook.core.errors import Error
 from chapbook.tft_forecast.backtesting import backtest
 from chapbook.tft_forecast.forecaster import Forecaster
@@ -19,6 +20,8 @@ from chapbook.tft_forecast.metrics import q_risk
 from chapbook.tft_forecast.schema import Schema
 
 SMALL: dict[str, Any] = {"encoder": 14, "horizon": 7, "hidden": 8, "heads": 2, "batch_size": 32}
+# Without the parts that take long to compile.
+PLAIN: dict[str, Any] = {**SMALL, "attention": False, "lstm": False, "static_encoders": False}
 START = pl.date(2024, 5, 30)
 
 
@@ -225,7 +228,12 @@ def test_a_refit_sees_what_came_before_its_origin(trained, table, monkeypatch, w
     seen = []
 
     def fit(self, part, **options):
-        seen.append((part["date"].min(), part["date"].max()))
+        learned = part.filter(pl.col("sales").is_not_null())
+        assert learned["warmth"].null_count() == 0
+        # Rows after the origin tell what is known ahead, and no more.
+        later = part.filter(pl.col("date") > learned["date"].max())
+        assert later.select(pl.col("sales", "warmth").is_null().all()).row(0) == (True, True)
+        seen.append((learned["date"].min(), learned["date"].max()))
         return self
 
     monkeypatch.setattr(Forecaster, "fit", fit)
@@ -242,3 +250,56 @@ def test_a_refit_sees_what_came_before_its_origin(trained, table, monkeypatch, w
     ]
     lengths = {(last - begin).days for begin, last in seen}
     assert all(str(begin) == first for begin, _ in seen) if first else lengths == {149}
+
+
+def test_refits_compile_once_and_equal_trainings_on_the_rows_before(schema, table, monkeypatch):
+    misses, refits = [], []
+
+    def note(event: str, **facts: str | int) -> None:
+        misses.append(event == "/jax/compilation_cache/cache_misses")
+
+    def fit(self, *args, **given):
+        before = sum(misses)
+        made = learn(self, *args, **given)
+        refits.append(sum(misses) - before)
+        return made
+
+    learn = Forecaster.fit
+    options: dict[str, Any] = {"valid_steps": 7, "steps": 3, "seed": 1}
+    dates: dict[str, Any] = {"start": "2024-06-27", "end": "2024-07-10", "stride": 7}
+    seen = table.filter(pl.col("date") < pl.date(2024, 7, 4))
+    with compiled_once():
+        alone = Forecaster(schema, **PLAIN).fit(seen, **options)
+        with monkeypatch.context() as patch:
+            patch.setattr(Forecaster, "fit", fit)
+            jax.monitoring.register_event_listener(note)
+            try:
+                two = backtest(alone, table, **dates, refit="every", **options)
+            finally:
+                jax.monitoring.unregister_event_listener(note)
+        assert two["origin"].n_unique() == len(refits) == 2
+        assert refits[0] > 0 and refits[1] == 0
+        expected = alone.predict(table, origins=["2024-07-03"])
+        found = two.filter(pl.col("origin") == pl.date(2024, 7, 3))
+        np.testing.assert_allclose(found["q0.5"], expected["q0.5"], rtol=1e-5)
+        # What comes after an origin changes nothing that is forecast from it.
+        known = pl.col("date") < pl.date(2024, 7, 4)
+        changed = table.with_columns(
+            pl.when(known).then(pl.col(name)).otherwise(99.0).alias(name)
+            for name in ("sales", "warmth")
+        )
+        again = backtest(alone, changed, **dates, refit="every", **options)
+        assert again.drop("y").equals(two.drop("y"))
+
+
+def test_categories_of_rows_without_a_target_are_not_learned(table):
+    day = pl.col("date") < START
+    ahead = table.with_columns(
+        pl.when(day).then(pl.col("sales")),
+        pl.when(day).then(pl.col("weekday")).otherwise(pl.lit("new")),
+    )
+    schema = Schema("shop", "date", "sales", "1d", static="shop", known=["promo", "weekday"])
+    made = Forecaster(schema, **PLAIN).fit(ahead, valid_steps=0, steps=1)
+    learned = made.categories.frame.filter(pl.col("variable") == "weekday")["value"].to_list()
+    assert "0" in learned and "new" not in learned
+    assert made.facts["trained_until"].startswith("2024-05-29")

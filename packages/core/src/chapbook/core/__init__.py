@@ -11,6 +11,7 @@ from chapbook.core.errors import Error, MissingExtra, TableError
 if TYPE_CHECKING:
     from chapbook.core import cli, datasets, io
     from chapbook.core.checkpoint import Checkpoints
+    from chapbook.core.compilation import compiled_once
     from chapbook.core.config import configure
     from chapbook.core.data import Batches, arrays, frame, place, tokens
     from chapbook.core.io import append_jsonl, write_atomic
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "checkpoint": "Checkpoints",
+    "compilation": "compiled_once",
     "config": "configure",
     "data": "Batches arrays frame place tokens",
     "io": "append_jsonl write_atomic",
@@ -50,11 +52,11 @@ _EXTRA = ("jax", "equinox", "optax", "orbax", "safetensors")
 
 __all__ = [
     "RULES", "Batches", "Checkpoints", "Error", "Log", "MissingExtra", "Policy", "Result", "Run",
-    "Stop", "TableError", "append_jsonl", "arrays", "axes", "cli", "compile_step", "configure",
-    "constrain", "create", "datasets", "describe", "expand", "fit", "frame", "init", "io", "like",
-    "load_weights", "local_batch", "mean_over", "mesh", "names", "place", "read_table",
-    "replicated", "save_weights", "scan_table", "shardings", "simulate", "specs", "tokens", "use",
-    "write_atomic", "write_table",
+    "Stop", "TableError", "append_jsonl", "arrays", "axes", "cli", "compile_step",
+    "compiled_once", "configure", "constrain", "create", "datasets", "describe", "expand", "fit",
+    "frame", "init", "io", "like", "load_weights", "local_batch", "mean_over", "mesh", "names",
+    "place", "read_table", "replicated", "save_weights", "scan_table", "shardings", "simulate",
+    "specs", "tokens", "use", "write_atomic", "write_table",
 ]  # fmt: skip
 
 

@@ -21,6 +21,7 @@ import numpy as np
 import polars as pl
 
 from chapbook.core import cli
+from chapbook.core.compilation import compiled_once
 from chapbook.core.run import Run
 from chapbook.core.tables import read_table, write_table
 from chapbook.kip_distill import data
@@ -67,7 +68,7 @@ def reproduce(
     Raises:
         typer.Exit: With code 3, when a claim does not hold.
     """
-    with Run(path, {"full": full, "seed": seed}, fresh=fresh) as run:
+    with Run(path, {"full": full, "seed": seed}, fresh=fresh) as run, compiled_once():
         seeds = [seed, seed + 1, seed + 2]
         few = seeds if full else seeds[:1]
         steps = 1000 if full else 300

@@ -11,11 +11,9 @@ Notable choices:
 - The privacy noise is seeded, so that the table can be made again: the data are public.
 """
 
-import contextlib
 import dataclasses
 import math
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ import numpy as np
 import polars as pl
 
 from chapbook.core import cli
+from chapbook.core.compilation import compiled_once
 from chapbook.core.errors import Error
 from chapbook.core.io import append_jsonl, read_jsonl
 from chapbook.core.run import Run
@@ -91,7 +90,7 @@ def reproduce(
         raise Error(f"part {unknown[0]} is none of {', '.join(PARTS)}")
     seeds = 5 if full else 3
     config = {"seeds": seeds, "parts": list(parts)}
-    with Run(run_dir, config, fresh=fresh) as run, _compiled_once():
+    with Run(run_dir, config, fresh=fresh) as run, compiled_once():
         claims: list[Claim] = []
         for part in parts:
             claims += PARTS[part](run, seeds, quiet)
@@ -446,26 +445,3 @@ def _summary(run: Run, name: str, rows: pl.DataFrame, value: str) -> pl.DataFram
 def _mean(table: pl.DataFrame, method: str, epsilon: float) -> float:
     found = table.filter((pl.col("method") == method) & (pl.col("epsilon") == epsilon))
     return float(found["mean"][0])
-
-
-@contextlib.contextmanager
-def _compiled_once() -> Iterator[None]:
-    """Keeps compiled programs for the time being: trainings differ by data, hardly by program."""
-    from jax.experimental.compilation_cache import compilation_cache
-
-    options = {
-        "jax_compilation_cache_dir": None,
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in options}
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            for name, value in {**options, "jax_compilation_cache_dir": folder}.items():
-                jax.config.update(name, value)
-            compilation_cache.reset_cache()
-            yield
-        finally:
-            for name, value in before.items():
-                jax.config.update(name, value)
-            compilation_cache.reset_cache()

@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from chapbook.core.compilation import compiled_once
 from chapbook.core.errors import Error
 from chapbook.tft_forecast.forecaster import Forecaster, Prepared
 from chapbook.tft_forecast.forecasts import actuals, rolling_origins, steps_of
+from chapbook.tft_forecast.schema import Schema
 
 
 def backtest(
@@ -56,19 +58,29 @@ def backtest(
     if every < 1 or window not in ("expanding", "sliding"):
         raise Error(f'refit={refit}, window="{window}": refit is never, every or a count; window is'
                     " expanding or sliding")  # fmt: skip
-    time, made = forecaster.schema.time, []
-    for number in range(0, len(firsts), every):
-        some = firsts[number : number + every]
-        began, now = prepared.panel.grid.times(np.array([some[0] - firsts[0], some[0]]))
-        part = table.filter(pl.col(time) < now)
-        if window == "sliding":
-            part = part.filter(pl.col(time) >= began)
-        fresh = copy.copy(forecaster)
-        fresh.calibration = None
-        fresh.fit(part, **options)
-        again = fresh.prepare(table, **reading)
-        made.append(_with_actuals(fresh, again, some - 1, calibrated=False))
+    made = []
+    with compiled_once():
+        for number in range(0, len(firsts), every):
+            some = firsts[number : number + every]
+            began, now = prepared.panel.grid.times(np.array([some[0] - firsts[0], some[0]]))
+            fresh = copy.copy(forecaster)
+            fresh.calibration = None
+            fresh.fit(_past(table, fresh.schema, now, began, window), **options)
+            again = fresh.prepare(table, **reading)
+            made.append(_with_actuals(fresh, again, some - 1, calibrated=False))
     return pl.concat(made)
+
+
+def _past(table: pl.DataFrame, schema: Schema, now: Any, began: Any, window: str) -> pl.DataFrame:
+    """Returns what may be learned from: in as many steps at each origin, to compile once for all.
+
+    A part that grows keeps the later rows, without what is only seen when it comes.
+    """
+    time = pl.col(schema.time)
+    if window == "sliding":
+        return table.filter((time >= began) & (time < now))
+    hidden = [*schema.target, *schema.observed]
+    return table.with_columns(pl.when(time < now).then(pl.col(name)) for name in hidden)
 
 
 def _check_unseen(forecaster: Forecaster, prepared: Prepared, first: int) -> None:

@@ -142,7 +142,7 @@ class Forecaster:
             Error: The table does not fit the schema, or is too short for a window.
         """
         table, first = self._split(train, valid, valid_steps)
-        self.categories = Categories.fit(table, self.schema, until=first)
+        self.categories = Categories.fit(self._learned(table, first), self.schema)
         whole = panel(table, self.schema, self.categories, duplicates=duplicates, max_gap=max_gap)
         seen, self.report = whole.seen, whole.report
         end = int(np.flatnonzero(seen.any(0))[-1]) + 1 if seen.any() else 0
@@ -224,12 +224,22 @@ class Forecaster:
         if count < self.config.horizon:
             raise Error(f"valid_steps={count} is less than the horizon, {self.config.horizon}")
         grid = fit_grid(table[time], self.schema.freq)
+        last = pl.Series(time, [self._last(table)], table.schema[time])
+        return table, grid.times(grid.index(last) - count + 1)[0]
+
+    def _learned(self, table: pl.DataFrame, first: Any) -> pl.DataFrame:
+        """Returns the rows up to the last target before the validation part, if there is one."""
+        time = pl.col(self.schema.time)
+        before = table if first is None else table.filter(time < first)
+        return before.filter(time <= self._last(before))
+
+    def _last(self, table: pl.DataFrame) -> Any:
+        """Returns the last time with a target."""
         targets = [pl.col(name).is_not_null() for name in self.schema.target]
-        last = table.filter(pl.any_horizontal(targets))[time].max()
+        last = table.filter(pl.any_horizontal(targets))[self.schema.time].max()
         if last is None:
             raise Error(f"no row has a target ({', '.join(self.schema.target)})")
-        step = grid.index(pl.Series(time, [last], table.schema[time]))
-        return table, grid.times(step - count + 1)[0]
+        return last
 
     def _store(self, whole: Panel) -> windows.Store:
         """Scales a panel and puts it on the device."""

@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 
 from chapbook.core import cli
+from chapbook.core.compilation import compiled_once
 from chapbook.core.run import Run
 from chapbook.core.tables import write_table
 from chapbook.tft_forecast import plots
@@ -62,7 +63,7 @@ def reproduce(
         MissingExtra: The extra `reproduce` is not installed.
         typer.Exit: With code 3, when a claim does not hold.
     """
-    with Run(path, {"full": full, "seed": seed}, fresh=fresh) as run:
+    with Run(path, {"full": full, "seed": seed}, fresh=fresh) as run, compiled_once():
         seeds = [seed + number for number in range(3 if full else 1)]
         births, tests = _compared(run, "births", seeds, full, quiet)
         model = BIRTHS.train(run, f"births-{seed}", seed=seed, quiet=quiet)
