@@ -173,3 +173,13 @@ def test_help_starts_without_jax():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "probe-leakage" in done.stdout
+
+
+@pytest.mark.parametrize(("device", "told"), [("tpu", "JAX finds"), ("abacus", "is none of")])
+def test_a_device_that_is_not_there_is_refused(tmp_path, device, told):
+    # The test's own process has its devices already.
+    code = "from chapbook.tft_forecast.cli import main; main()"
+    given = ["probe-leakage", tmp_path, "--data", tmp_path / "no.csv", "--device", device]
+    done = subprocess.run([sys.executable, "-c", code, *given], capture_output=True, text=True)
+    assert done.returncode == 2 and f"--device {device}" in done.stderr and told in done.stderr
+    assert len(done.stderr.splitlines()) <= 2

@@ -58,6 +58,9 @@ ValidSteps = Annotated[
     int | None,
     typer.Option("--valid-steps", min=0, help="Last steps for validation; a horizon if unset."),
 ]
+Device = Annotated[
+    str | None, typer.Option("--device", help="cpu, gpu or tpu; the best there is if unset.")
+]
 
 
 @app.command()
@@ -113,6 +116,7 @@ def fit(
     mesh: cli.MeshText = "auto",
     devices: cli.Devices = None,
     precision: Annotated[str | None, typer.Option("--precision", help="float32, bfloat16")] = None,
+    device: Device = None,
     seed: cli.Seed = 0,
     fresh: cli.Fresh = False,
     quiet: cli.Quiet = False,
@@ -129,6 +133,7 @@ def fit(
 
     if devices:
         simulate(devices)
+    _use(device)
     if (out / "config.yaml").exists() and not fresh:
         raise Error(f"{out} holds a model", "give another --out, or --fresh")
     for name, value in (("precision", precision), ("batch_size", batch_size)):
@@ -167,6 +172,7 @@ def predict(
     duplicates: Duplicates = "error",
     max_gap: MaxGap = None,
     format: Format = None,  # noqa: A002
+    device: Device = None,
     quiet: cli.Quiet = False,
 ) -> None:
     """Forecast the steps after the last target of each series.
@@ -178,6 +184,7 @@ def predict(
     from chapbook.tft_forecast.forecasts import lazy
     from chapbook.tft_forecast.panels import check_future
 
+    _use(device)
     loaded = Forecaster.load(model)
     options: dict[str, Any] = {"duplicates": _duplicates(duplicates), "max_gap": max_gap}
     prepared = loaded.prepare(history, future, **options)
@@ -238,6 +245,7 @@ def backtest(
     season: Season = 7,
     jobs: Jobs = 1,
     duplicates: Duplicates = "error",
+    device: Device = None,
     seed: cli.Seed = 0,
     json: cli.Json = False,
 ) -> None:
@@ -254,6 +262,7 @@ def backtest(
     from chapbook.tft_forecast.comparison import compare
     from chapbook.tft_forecast.forecaster import Forecaster
 
+    _use(device)
     loaded = Forecaster.load(model)
     trained = loaded.config.horizon
     if horizon is not None and horizon > trained:
@@ -358,6 +367,7 @@ def explain(
     check: Annotated[
         bool, typer.Option("--check", help="Hold the weights against permuted variables.")
     ] = False,
+    device: Device = None,
     seed: cli.Seed = 0,
     json: cli.Json = False,
 ) -> None:
@@ -371,6 +381,7 @@ def explain(
     from chapbook.tft_forecast.forecaster import Forecaster
     from chapbook.tft_forecast.forecasts import rolling_origins
 
+    _use(device)
     loaded = Forecaster.load(model)
     origins = None
     prepared = loaded.prepare(history, future)
@@ -419,6 +430,7 @@ def calibrate(
     unit: Annotated[
         str, typer.Option("--unit", help="Of corrections: target, or the interval's width.")
     ] = "target",
+    device: Device = None,
     json: cli.Json = False,
 ) -> None:
     """Make a model's intervals cover what they say, by forecasts of a calibration window.
@@ -427,6 +439,7 @@ def calibrate(
     """
     from chapbook.tft_forecast.forecaster import Forecaster
 
+    _use(device)
     loaded = Forecaster.load(model)
     names = [name for name in by.split(",") if name]
     made = loaded.calibrate(table, start=start, end=end, stride=stride, by=names, unit=unit)
@@ -450,6 +463,7 @@ def tune(
     config: ConfigFile = None,
     sets: Sets = [],  # noqa: B006
     valid_steps: ValidSteps = None,
+    device: Device = None,
     seed: cli.Seed = 0,
     quiet: cli.Quiet = False,
     json: cli.Json = False,
@@ -464,6 +478,7 @@ def tune(
     from chapbook.tft_forecast.schema import Schema
     from chapbook.tft_forecast.tuning import tune as search
 
+    _use(device)
     try:
         values = None if space is None else tomllib.loads(space.read_text())
     except tomllib.TOMLDecodeError as problem:
@@ -486,6 +501,7 @@ def probe_leakage(
     origins: Annotated[
         str | None, typer.Option("--origins", metavar="A,B", help="Three are chosen if unset.")
     ] = None,
+    device: Device = None,
     seed: cli.Seed = 0,
     json: cli.Json = False,
 ) -> None:
@@ -498,6 +514,7 @@ def probe_leakage(
     from chapbook.tft_forecast.forecaster import Forecaster
     from chapbook.tft_forecast.leakage import probe
 
+    _use(device)
     times = origins.split(",") if origins else None
     found = probe(Forecaster.load(model), table, origins=times, seed=seed)
     if json:
@@ -523,6 +540,24 @@ def reproduce(
     from chapbook.tft_forecast.reproduce import reproduce as check
 
     check(run, full=full, seed=seed, fresh=fresh, quiet=quiet)
+
+
+def _use(device: str | None) -> None:
+    """Computes on devices of one kind, or refuses where JAX has none of it."""
+    if device is None:
+        return
+    if device not in ("cpu", "gpu", "tpu"):
+        raise Error(f"--device {device} is none of cpu, gpu, tpu")
+    import jax
+
+    if device == "cpu":
+        jax.config.update("jax_platforms", device)
+    # Where there is an accelerator that JAX is installed for, it is the default.
+    elif jax.default_backend() != device:
+        raise Error(
+            f"--device {device}: JAX finds {jax.default_backend()} alone",
+            f"install JAX for {device}, or leave the option out",
+        )
 
 
 def _config(preset: str | None, file: Path | None, sets: list[str]) -> Any:
