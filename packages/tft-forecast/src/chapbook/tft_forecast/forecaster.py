@@ -142,7 +142,8 @@ class Forecaster:
             Error: The table does not fit the schema, or is too short for a window.
         """
         table, first = self._split(train, valid, valid_steps)
-        self.categories = Categories.fit(self._learned(table, first), self.schema)
+        past = table.filter(pl.col(self.schema.time) <= self._last(table))
+        self.categories = Categories.fit(past, self.schema, until=first)
         whole = panel(table, self.schema, self.categories, duplicates=duplicates, max_gap=max_gap)
         seen, self.report = whole.seen, whole.report
         end = int(np.flatnonzero(seen.any(0))[-1]) + 1 if seen.any() else 0
@@ -226,12 +227,6 @@ class Forecaster:
         grid = fit_grid(table[time], self.schema.freq)
         last = pl.Series(time, [self._last(table)], table.schema[time])
         return table, grid.times(grid.index(last) - count + 1)[0]
-
-    def _learned(self, table: pl.DataFrame, first: Any) -> pl.DataFrame:
-        """Returns the rows up to the last target before the validation part, if there is one."""
-        time = pl.col(self.schema.time)
-        before = table if first is None else table.filter(time < first)
-        return before.filter(time <= self._last(before))
 
     def _last(self, table: pl.DataFrame) -> Any:
         """Returns the last time with a target."""

@@ -33,6 +33,7 @@ SPACE: dict[str, tuple[Any, ...]] = {
 }
 
 
+@compiled_once()  # who stays in the race is trained anew, for longer
 def tune(
     schema: Schema,
     train: Any,
@@ -99,19 +100,17 @@ def tune(
         raise Error(f"{folder} holds another search", "give another folder, or delete it")
     done = {(row["trial"], row["steps"]): row["valid_loss"] for row in read_jsonl(_log(folder))}
     alive, last = list(range(trials)), {}
-    with compiled_once():  # a survivor is trained anew, for longer
-        for rung in range(halvings + 1):
-            updates = max(steps // 2 ** (halvings - rung), 1)
-            for trial in alive:
-                if (trial, updates) not in done:
-                    loss = _trained(schema, train, configs[trial], updates, seed, quiet, options)
-                    row = {"trial": trial, "steps": updates, "valid_loss": loss}
-                    append_jsonl(_log(folder), row)
-                    done[trial, updates] = loss
-                last[trial] = (updates, done[trial, updates])
-            alive.sort(key=lambda trial: last[trial][1])
-            if rung < halvings:
-                alive = alive[: max(math.ceil(len(alive) / 2), 1)]
+    for rung in range(halvings + 1):
+        updates = max(steps // 2 ** (halvings - rung), 1)
+        for trial in alive:
+            if (trial, updates) not in done:
+                loss = _trained(schema, train, configs[trial], updates, seed, quiet, options)
+                append_jsonl(_log(folder), {"trial": trial, "steps": updates, "valid_loss": loss})
+                done[trial, updates] = loss
+            last[trial] = (updates, done[trial, updates])
+        alive.sort(key=lambda trial: last[trial][1])
+        if rung < halvings:
+            alive = alive[: max(math.ceil(len(alive) / 2), 1)]
     rows = [
         {"trial": t, "steps": last[t][0], "valid_loss": last[t][1], **drawn[t]}
         for t in range(trials)
