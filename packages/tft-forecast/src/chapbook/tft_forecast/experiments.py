@@ -182,6 +182,10 @@ BIRTHS = Experiment(
     trained=dt.date(1986, 12, 31), test=dt.date(1988, 1, 1), stride=28, season=7, steps=600,
     year=364, history=(364, 182),
 )  # fmt: skip
+# Six trainings, with and without each part: half as wide and half as long.
+ABLATION = dataclasses.replace(
+    BIRTHS, config=dataclasses.replace(BIRTHS.config, hidden=16), steps=300
+)
 VOLATILITY = Experiment(
     functools.cache(data.volatility),
     TFTConfig(encoder=63, horizon=5, hidden=16, heads=1, dropout=0.3, scaling="global"),

@@ -19,6 +19,7 @@ from chapbook.core.tables import write_table
 from chapbook.tft_forecast import plots
 from chapbook.tft_forecast.comparison import compare
 from chapbook.tft_forecast.experiments import (
+    ABLATION,
     BIRTHS,
     EXPERIMENTS,
     LIGHTGBM,
@@ -206,7 +207,7 @@ def _ablation(run: Run, seed: int, quiet: bool) -> list[Row]:
     """Returns how much the P50 q-Risk rises without each part; shown, not judged."""
 
     def risk(name: str, *without: str) -> float:
-        made = _trained_and_tested(run, BIRTHS, f"ablation-{name}", seed, without, quiet)
+        made = _trained_and_tested(run, ABLATION, f"ablation-{name}", seed, without, quiet)
         return accuracies("births", {name: made})["P50"][0]
 
     whole = risk("none")
