@@ -74,8 +74,8 @@ def by_filter_jit(model, optimizer, batches, steps):
     return (time.perf_counter() - start) / (steps - WARM)
 
 
-def by_fit(model, optimizer, batches, steps):
-    """Seconds a step of fit."""
+def by_fit(model, optimizer, batches, steps, together=1):
+    """Seconds a step of fit, with a number of steps per dispatch that divides 160."""
     marks = {}
 
     def mark(step, model_fn, row):
@@ -83,7 +83,7 @@ def by_fit(model, optimizer, batches, steps):
 
     fit(
         loss, model, optimizer, batches, steps=steps, key=jax.random.key(0), callbacks=[mark],
-        quiet=True,
+        log_every=20 if together == 1 else 32, steps_per_dispatch=together, quiet=True,
     )  # fmt: skip
     first = min(step for step in marks if step >= WARM)
     return (marks[steps] - marks[first]) / (steps - first)
@@ -95,10 +95,13 @@ def main():
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--batches", type=int, nargs="+", default=[16, 256, 2048])
+    parser.add_argument("--together", type=int, nargs="+", default=[8, 32])
     options = parser.parse_args()
     model = eqx.nn.MLP(64, 10, 70, 2, key=jax.random.key(0))  # 10,230 parameters
     optimizer = optax.adam(1e-3)
     ways = {"fit": by_fit, "jax.jit": by_jit, "eqx.filter_jit": by_filter_jit}
+    for together in options.together:
+        ways[f"fit, {together} steps per dispatch"] = partial(by_fit, together=together)
     rows = []
     for size in options.batches:
         draw = np.random.default_rng(0)
