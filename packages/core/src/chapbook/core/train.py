@@ -156,7 +156,7 @@ def fit(
         patterns: Names for modules without `axes` fields, as `shardings` takes them.
         accumulate: Microbatches per step; the result is that of the whole batch.
         steps_per_dispatch: Steps that one call of the compiled program makes at most, in a loop
-            over as many batches. Gains where a step takes less than a few milliseconds. Calls are
+            over as many batches. Gains where a step takes less than about a millisecond. Calls are
             shorter where an evaluation, a checkpoint or a row is due, so let it divide
             `evaluate_every`, `save_every` and `log_every`. A signal waits for the end of a call.
         precision: `float32`, `bfloat16` (parameters stay float32), or a `Policy`.

@@ -128,8 +128,8 @@ class Forecaster:
             patience: Evaluations without improvement after which training stops.
             evaluate_every: Updates between evaluations; an epoch, but at most 500, if not given.
             steps_per_dispatch: Updates that one call of the compiled program makes at most. The
-                weights are the same; small models on accelerators, whose updates take less than a
-                few milliseconds, gain time.
+                weights are the same; only where an update takes less than about a millisecond, as
+                of small models on accelerators, is time gained.
             seed: Of the initial weights, of dropout and of the order of the windows.
             run_dir: A folder that makes the training resumable.
             fresh: Whether to empty that folder first.
