@@ -156,7 +156,7 @@ import sys, time
 import jax, jax.numpy as jnp, numpy as np, optax
 from chapbook.core import Batches, Run, arrays, fit, init
 
-folder, port, process = sys.argv[1:]
+folder, port, process, together = sys.argv[1:]
 init(f"127.0.0.1:{port}", 2, int(process))
 x = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
 
@@ -173,12 +173,14 @@ with Run(folder, {}, writer=process == "0") as run:
         lambda model, batch, key: jnp.mean((batch["x"] @ model - batch["y"]) ** 2),
         jnp.ones(4), optax.adam(0.01), Slow(arrays(x=x, y=x.sum(1) + x[:, 0]), 8), steps=100_000,
         key=jax.random.key(0), run=run, log_every=5, callbacks=[callback],
+        steps_per_dispatch=int(together),
     )
 print("ended", result.reason, result.step, flush=True)
 """
 
 
-def test_of_two_processes_one_is_told_and_both_save_the_same_step(tmp_path):
+@pytest.mark.parametrize("together", [1, 3])
+def test_of_two_processes_one_is_told_and_both_save_the_same_step(tmp_path, together):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -186,7 +188,7 @@ def test_of_two_processes_one_is_told_and_both_save_the_same_step(tmp_path):
     command = [sys.executable, tmp_path / "pair.py", tmp_path / "run", port]
     pair = [
         subprocess.Popen(
-            [*command, str(process)],
+            [*command, str(process), str(together)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

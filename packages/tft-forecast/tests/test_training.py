@@ -70,6 +70,15 @@ def test_microbatches_add_up_to_the_batch():
         np.testing.assert_allclose(parts.metrics[name], whole.metrics[name], rtol=1e-5)
 
 
+def test_four_updates_in_one_call_give_the_same_weights_as_one_by_one():
+    config = dataclasses.replace(CONFIG, dropout=0.1, microbatch=4)
+    one, four = (trained(series(), config, steps=6, steps_per_dispatch=n) for n in (1, 4))
+    assert [row["step"] for row in four.metrics.to_dicts()] == [3, 6]
+    pairs = zip(*(jax.tree.leaves(x.model.network) for x in (one, four)), strict=True)
+    for a, b in pairs:
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
 def test_a_microbatch_divides_the_batch():
     with pytest.raises(Error, match=r"^microbatch=3 does not divide batch_size=8$"):
         dataclasses.replace(CONFIG, microbatch=3)

@@ -70,7 +70,7 @@ class Log:
         self.names, self.run, self.every, self.steps = tuple(names), run, every, steps
         self.counts, self.ideal, self.watch = counts or {}, ideal or {}, watch
         self.rows: list[dict[str, Any]] = []
-        self._on_device: deque[tuple[int, jax.Array, Any]] = deque()
+        self._on_device: deque[tuple[int, jax.Array, Any, int]] = deque()
         self._fetched: list[list[float]] = []
         self._closed: deque[tuple[dict[str, Any], int]] = deque()
         self._count = self._timed = self._pauses = 0
@@ -83,15 +83,16 @@ class Log:
         self._console = Console(stderr=True, quiet=quiet or not writer, soft_wrap=True)
         self._live: Live | None = None
 
-    def add(self, step: int, values: jax.Array, position: Any = None) -> None:
+    def add(self, step: int, values: jax.Array, position: Any = None, row: int = 0) -> None:
         """Takes one step's metrics; at the end of a window, writes the row of the one before.
 
         Args:
             step: The step, counted from 1.
-            values: Its vector, as a compiled step returns it.
+            values: Its vector, as a compiled step returns it, or the rows of several steps.
             position: The data's state after its batch.
+            row: Which of the rows is the step's.
         """
-        self._on_device.append((step, values, position))
+        self._on_device.append((step, values, position, row))
         self._last = (step, position)
         self._count += 1
         self._timed += not self._pauses
@@ -174,8 +175,8 @@ class Log:
 
     def _fetch(self, count: int) -> None:
         for _ in range(count):
-            step, vector, position = self._on_device.popleft()
-            values = np.asarray(vector).tolist()
+            step, vectors, position, row = self._on_device.popleft()
+            values = np.asarray(vectors).reshape(-1, len(self.names))[row].tolist()
             self._fetched.append(values)
             if self.watch:
                 self.watch(step, dict(zip(self.names, values, strict=True)), position)

@@ -9,13 +9,14 @@
 import dataclasses
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.extend.core import jaxprs_in_params
 from jax.sharding import NamedSharding, PartitionSpec
@@ -202,7 +203,8 @@ class Step:
         seconds: That compiling took.
         flops: Of one step on all devices, or None if the compiler's count is not to be trusted.
         recomputes: Whether `flops` holds recomputation of activations.
-        ahead: Steps that may be dispatched and not yet done.
+        ahead: Calls that may be dispatched and not yet done.
+        steps_per_dispatch: Steps that a call makes at most.
     """
 
     compiled: Any
@@ -211,15 +213,21 @@ class Step:
     flops: float | None
     recomputes: bool
     ahead: int
+    steps_per_dispatch: int
     _structure: Any
     _leaves: list
     _constants: list
     _running: deque[Array] = dataclasses.field(default_factory=deque)
 
-    def __call__(self, batch: Any) -> Float[Array, " metrics"]:
-        """Advances the state by one batch and returns the metrics, still on the device."""
+    def __call__(self, *batches: Any) -> Float[Array, "*steps metrics"]:
+        """Advances the state by one batch and returns the metrics, still on the device.
+
+        Where `steps_per_dispatch` is above 1, by as many batches at most; then the metrics have as
+        many rows, of which those beyond the batches given mean nothing.
+        """
         if len(self._running) == self.ahead:
             self._running.popleft().block_until_ready()
+        batch = _together(batches, self.steps_per_dispatch)
         self._leaves, values = self.compiled(self._leaves, self._constants, batch)
         self._running.append(values)
         return values
@@ -240,8 +248,9 @@ class Step:
 
 
 def compile_step(
-    update: Update, state: Any, constants: Any, batch: Any, *, memory: int | None = None
-) -> Step:
+    update: Update, state: Any, constants: Any, batch: Any, *, steps_per_dispatch: int = 1,
+    memory: int | None = None,
+) -> Step:  # fmt: skip
     """Compiles a step that works in place, before the first one is run.
 
     Args:
@@ -251,6 +260,7 @@ def compile_step(
             deletes them.
         constants: Arrays that every step reads and none changes.
         batch: The first batch, or one like it.
+        steps_per_dispatch: Steps that a call makes at most, in a loop over as many batches.
         memory: Bytes that one device has; None asks the device.
 
     Returns:
@@ -263,7 +273,7 @@ def compile_step(
     fixed, constants_structure = jax.tree.flatten(constants)
     names: tuple[str, ...] = ()
 
-    def flat(leaves: list, fixed: list, batch: Any) -> tuple[list, Array]:
+    def one(leaves: list, fixed: list, batch: Any) -> tuple[list, Array]:
         nonlocal names
         state = structure.unflatten(leaves)
         new, metrics = update(state, constants_structure.unflatten(fixed), batch)
@@ -272,29 +282,60 @@ def compile_step(
         values = [jnp.asarray(value, jnp.float32) for value in metrics.values()]
         return [_strong(x) for x in jax.tree.leaves(new)], jnp.stack(values)
 
+    # Traced once for both: the shape of the metrics, and the body of the loop.
+    one = jax.jit(one, inline=True)
+
+    def flat(leaves: list, fixed: list, batch: Any) -> tuple[list, Array]:
+        if steps_per_dispatch == 1:
+            return one(leaves, fixed, batch)
+        batches, count = batch
+        stack = jax.tree.map(lambda *x: jnp.stack(x), *batches)
+
+        def take(index: Any, leaves: list) -> tuple[list, Array]:
+            return one(leaves, fixed, jax.tree.map(lambda x: x[index], stack))
+
+        def body(index: Array, carry: Any) -> Any:
+            leaves, values = take(index, carry[0])
+            return leaves, jax.lax.dynamic_update_index_in_dim(carry[1], values, index, 0)
+
+        # The number is an argument of the program, so that one serves shorter groups too.
+        wanted = jax.eval_shape(take, 0, leaves)[1]
+        rows = jnp.zeros((steps_per_dispatch, *wanted.shape), wanted.dtype)
+        return jax.lax.fori_loop(0, count, body, (leaves, rows))
+
     placed = [leaf.sharding for leaf in leaves]
     first = placed[0]
     whole = NamedSharding(first.mesh, PartitionSpec()) if isinstance(first, NamedSharding) else None
     start = time.perf_counter()
     program = jax.jit(flat, donate_argnums=0, out_shardings=(placed, whole))
-    traced = program.trace(leaves, fixed, batch)
+    traced = program.trace(leaves, fixed, _together((batch,), steps_per_dispatch))
     compiled = traced.lower().compile()
     seconds = time.perf_counter() - start
     device = next(iter(first.addressable_devices))
     limit = memory or (device.memory_stats() or {}).get("bytes_limit")
     if limit and (needs := compiled.memory_analysis()):
         _check_memory(needs, limit)
-    primitives, flops = set(_primitives(traced.jaxpr.jaxpr)), None
-    # XLA counts the body of a loop once, however often it runs.
-    if not primitives & {"scan", "while"}:
+    primitives, flops = Counter(_primitives(traced.jaxpr.jaxpr)), None
+    # XLA counts the body of a loop once, however often it runs: right for the loop of steps alone.
+    if primitives["scan"] + primitives["while"] == (steps_per_dispatch > 1):
         counted = compiled.cost_analysis() or {}
         flops = counted.get("flops", math.nan) * len(first.device_set)
-    recomputes = bool(primitives & {"remat2", "remat", "checkpoint"})
+    recomputes = not primitives.keys().isdisjoint({"remat2", "remat", "checkpoint"})
     # Several programs at once on simulated devices wait for each other's threads in collectives and
     # abort the process. Elsewhere a second step may wait its turn while the first runs; more would
     # only hold more batches.
     ahead = 1 if device.platform == "cpu" and len(first.device_set) > 1 else 2
-    return Step(compiled, names, seconds, flops, recomputes, ahead, structure, leaves, fixed)
+    return Step(
+        compiled, names, seconds, flops, recomputes, ahead, steps_per_dispatch, structure, leaves,
+        fixed,
+    )  # fmt: skip
+
+
+def _together(batches: tuple[Any, ...], most: int) -> Any:
+    """Returns what a program takes that makes up to so many steps: batches, and how many count."""
+    if most == 1:
+        return batches[0]
+    return batches + batches[-1:] * (most - len(batches)), np.int32(len(batches))
 
 
 def _strong(x: Any) -> Array:

@@ -111,6 +111,9 @@ def fit(
         int, typer.Option("--samples", min=1, help="Training windows, at most.")
     ] = 450_000,
     patience: Annotated[int, typer.Option("--patience", min=1)] = 5,
+    steps_per_dispatch: Annotated[
+        int, typer.Option("--steps-per-dispatch", min=1, help="Updates in one call, at most.")
+    ] = 1,
     duplicates: Duplicates = "error",
     max_gap: MaxGap = None,
     mesh: cli.MeshText = "auto",
@@ -142,8 +145,9 @@ def fit(
     made = Forecaster(Schema.load(schema), _config(preset, config, sets))
     made.fit(
         table, valid, valid_steps=valid_steps, epochs=epochs, steps=steps, samples=samples,
-        patience=patience, seed=seed, run_dir=out / "training", fresh=fresh,
-        mesh=mesh_of(mesh), duplicates=_duplicates(duplicates), max_gap=max_gap, quiet=quiet,
+        patience=patience, steps_per_dispatch=steps_per_dispatch, seed=seed,
+        run_dir=out / "training", fresh=fresh, mesh=mesh_of(mesh),
+        duplicates=_duplicates(duplicates), max_gap=max_gap, quiet=quiet,
     )  # fmt: skip
     made.save(out)
     _remove(out / "training")

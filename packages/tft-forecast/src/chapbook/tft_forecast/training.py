@@ -86,6 +86,7 @@ def train(
     steps: int,
     evaluate_every: int,
     patience: int,
+    steps_per_dispatch: int = 1,
     folder: Run | None = None,
     mesh: Mesh | None = None,
     quiet: bool = False,
@@ -103,6 +104,7 @@ def train(
         steps: Updates at most.
         evaluate_every: Updates between evaluations.
         patience: Evaluations without improvement by 1e-4 after which training stops.
+        steps_per_dispatch: Updates that one call of the compiled program makes at most.
         folder: The run's folder; None keeps everything in memory.
         mesh: The devices that the windows of a batch are spread over, on its axis `data`.
         quiet: Whether to show no progress.
@@ -146,7 +148,7 @@ def train(
     return fit(
         loss, model, _optimizer(config, steps), batches,
         steps=steps, key=dropped, run=folder, mesh=mesh, trainable=trainable,
-        accumulate=batch // _microbatch(config, batch, mesh),
+        accumulate=batch // _microbatch(config, batch, mesh), steps_per_dispatch=steps_per_dispatch,
         evaluate=evaluate, evaluate_every=evaluate_every, stop=stop,
         save_every=evaluate_every, log_every=min(20, evaluate_every), on_nan="stop", quiet=quiet,
     )  # fmt: skip
