@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from chapbook.core import transformer
+from chapbook.core.errors import Error
 from chapbook.core.transformer import Attention, near_mask, padding_mask, segment_mask
 
 BATCH, TOKENS, EMBED, HEADS, HEAD_DIM = 2, 7, 12, 4, 6
@@ -153,6 +154,15 @@ def test_neighbouring_documents_in_one_row_are_as_if_alone():
     for part in (slice(0, 3), slice(3, 7)):
         alone = applied(attention, X[:, part])
         np.testing.assert_allclose(packed[:, part], alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"heads": 5, "head_dim": None}, {"kv_heads": 3}, {"head_dim": 5, "rope": 10.0}],
+)
+def test_heads_that_do_not_fit_are_an_error(options):
+    with pytest.raises(Error, match=r"attention cannot have embed=12, heads=\d, kv_heads=\d, head"):
+        made(**options)
 
 
 def test_another_attention_function_takes_the_place_of_the_usual_one():

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from chapbook.core.errors import Error
 from chapbook.core.sharding import axes, constrain
 from chapbook.core.transformer.dropout import split
 from chapbook.core.transformer.initialisers import Initialiser, fan_in, kernel
@@ -62,6 +63,9 @@ class Attention(eqx.Module):
         out_init: Draws W_O.
         key: Randomness of the initial values.
 
+    Raises:
+        Error: Heads do not divide what they should, or rotated ones have an odd width.
+
     Reference:
         Vaswani et al., "Attention Is All You Need" (2017), section 3.2; Ainslie et al., "GQA"
         (2023).
@@ -108,6 +112,10 @@ class Attention(eqx.Module):
         width = head_dim or embed // heads
         query, pair = (heads, width), (kv_heads or heads, width)
         source = [context_embed or embed]
+        if heads % pair[0] or (embed % heads and not head_dim) or (rope and width % 2):
+            sizes = f"embed={embed}, heads={heads}, kv_heads={pair[0]}, head_dim={width}"
+            told = "kv_heads divides heads, and heads embed; rotated heads have an even width"
+            raise Error(f"attention cannot have {sizes}", told)
         keys = split(key, 8)
         self.causal, self.window, self.rope = causal, window, rope
         self.scale, self.attend, self.position_bias = scale, attend, position_bias
