@@ -1,5 +1,7 @@
 """Attention and all that hides or shifts its logits, against a softmax written out in float64."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -26,9 +28,9 @@ def random(seed, *shape):
 X = random(0, BATCH, TOKENS, EMBED)
 
 
-def made(embed=EMBED, heads=HEADS, head_dim=HEAD_DIM, **options):
-    options = {"init": normal, "out_init": normal} | options
-    return Attention(embed, heads, head_dim=head_dim, key=jax.random.key(1), **options)
+def made(heads=HEADS, **options) -> Any:
+    usual = {"head_dim": HEAD_DIM, "init": normal, "out_init": normal, "key": jax.random.key(1)}
+    return Attention(EMBED, heads, **(usual | options))
 
 
 @eqx.filter_jit

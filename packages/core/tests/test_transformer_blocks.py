@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from chapbook.core import transformer
+from chapbook.core.errors import Error
 from chapbook.core.transformer import FFN, Attention, Block, Embedding, View
 
 zeros, normal = jax.nn.initializers.zeros, jax.nn.initializers.normal(0.5)
@@ -102,6 +103,8 @@ def test_blocks_add_each_part_to_a_skip_before_or_behind_its_norm():
     np.testing.assert_allclose(ours, before, rtol=1e-5, atol=1e-5)
     ours, _ = applied(Block(12, **parts, post_norm=True), x, view)
     np.testing.assert_allclose(ours, behind, rtol=1e-5, atol=1e-5)
+    with pytest.raises(Error, match="cross attention has no context"):
+        Block(12, cross=parts["cross"])(x)
     alone, _ = Block(12, ffn=parts["ffn"], norm=transformer.RMSNorm)(x)
     root = transformer.rms_norm(x, jnp.ones(12))
     np.testing.assert_allclose(alone, x + parts["ffn"](root), rtol=1e-5, atol=1e-5)

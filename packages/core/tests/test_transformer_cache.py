@@ -1,5 +1,7 @@
 """Decoding from a cache gives what the whole sequence at once would have given."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -30,8 +32,8 @@ class Told(eqx.Module):
 def make(key):
     """Makes a pair: rotations and a window; a position bias and a context."""
     a, b, c, d, e = jax.random.split(key, 5)
-    heads = {"kv_heads": 2, "head_dim": 4}
-    windowed = Attention(EMBED, 4, **heads, causal=True, window=3, rope=50.0, key=a)
+    grouped = functools.partial(Attention, EMBED, 4, kv_heads=2, head_dim=4)
+    windowed = grouped(causal=True, window=3, rope=50.0, key=a)
     bias = transformer.RelativeBias(2, 8, 6, key=b)
     attention = Attention(EMBED, 2, causal=True, qk_norm=True, position_bias=bias, key=b)
     cross = Attention(EMBED, 3, context_embed=6, key=c)
@@ -150,6 +152,7 @@ def test_a_loop_of_decoding_steps_works_in_the_donated_cache():
     cache = jax.eval_shape(prompt, arrays, token)
     compiled = jax.jit(generate, donate_argnums=0).lower(cache, arrays, token).compile()
     used, size = compiled.memory_analysis(), 2 * 4 * BATCH * 512 * EMBED * 4
+    assert used is not None
     assert used.alias_size_in_bytes >= size
     # Besides the cache itself: a layer's keys and values, and copies of them in another order.
     assert used.temp_size_in_bytes < 0.8 * size

@@ -1,5 +1,6 @@
 """On simulated devices: Megatron's collectives, and the numbers of one device on any mesh."""
 
+import functools
 import re
 
 import equinox as eqx
@@ -21,8 +22,8 @@ bias = jax.nn.initializers.normal(0.1)
 def make(key):
     a, b, c = jax.random.split(key, 3)
     table = RelativeBias(8, 8, 6, key=c)
-    heads = {"kv_heads": 4, "head_dim": 2, "bias": bias, "position_bias": table}
-    attention = Attention(EMBED, 8, causal=True, **heads, key=a)
+    grouped = functools.partial(Attention, EMBED, 8, kv_heads=4, head_dim=2, bias=bias)
+    attention = grouped(causal=True, position_bias=table, key=a)
     return Block(EMBED, attention=attention, ffn=FFN(EMBED, 32, gated=True, bias=bias, key=b))
 
 
@@ -38,8 +39,8 @@ def filled(make):
     return jax.tree.map(value, eqx.filter_eval_shape(make, jax.random.key(0)))
 
 
-def text(function, *arguments):
-    return jax.jit(function).lower(*arguments).compile().as_text()
+def text(function, *arguments) -> str:
+    return jax.jit(function).lower(*arguments).compile().as_text() or ""
 
 
 @pytest.mark.devices(8)
@@ -64,8 +65,8 @@ def test_a_block_needs_two_all_reduces_forward_and_two_more_backward():
     assert not re.findall(OTHERS, once + both)
 
 
-@pytest.mark.devices(8)
-def test_any_mesh_gives_the_values_and_gradients_of_one_device():
+def compare(*grids):
+    """Compares values and gradients on each mesh with those of one device."""
     arrays, static = eqx.partition(filled(lambda key: Stack(make, 2, key=key)), eqx.is_array)
 
     @jax.jit
@@ -74,13 +75,24 @@ def test_any_mesh_gives_the_values_and_gradients_of_one_device():
         return jax.value_and_grad(loss, argnums=(0, 1))(arrays, x)
 
     expected = jax.tree.leaves(step(arrays, X))
-    for grid in ("data=8", "data=2,model=4", "fsdp=8", "fsdp=4,model=2", "data=2,fsdp=2,model=2"):
+    for grid in grids:
         devices = mesh(grid)
         placed = jax.device_put(arrays, shardings(arrays, devices))
         with use(devices):
             found = jax.tree.leaves(step(placed, X))
         for ours, one in zip(found, expected, strict=True):
             np.testing.assert_allclose(ours, one, rtol=1e-5, atol=1e-5, err_msg=grid)
+
+
+@pytest.mark.devices(8)
+def test_a_mesh_of_every_axis_gives_the_values_and_gradients_of_one_device():
+    compare("data=2,fsdp=2,model=2")
+
+
+@pytest.mark.slow
+@pytest.mark.devices(8)
+def test_any_mesh_gives_the_values_and_gradients_of_one_device():
+    compare("data=8", "data=2,model=4", "fsdp=8", "fsdp=4,model=2")
 
 
 @pytest.mark.devices(8)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 from jaxtyping import Array, Bool
 
+from chapbook.core.errors import Error
 from chapbook.core.sharding import constrain
 from chapbook.core.transformer.attention import KV, Attention
 from chapbook.core.transformer.dropout import dropout, split
@@ -124,6 +125,9 @@ class Block(eqx.Module):
 
         Returns:
             The tokens, what they add to the past, and the report.
+
+        Raises:
+            Error: There is cross attention and no context.
         """
         keys = split(key, 3)
         own = context = report = None
@@ -134,7 +138,12 @@ class Block(eqx.Module):
             y, own = self.attention.extend(h, before, view.first, **limits)
             x = self._out(self.attention_norm, x, dropout(y, self.dropout, keys[0]))
         if self.cross is not None:
-            context = self.cross.keys_values(view.context) if past is None else past.cross
+            if past is not None:
+                context = past.cross
+            elif view.context is not None:
+                context = self.cross.keys_values(view.context)
+            if context is None:
+                raise Error("cross attention has no context", "pass View(context=...)")
             y = self.cross.look(self._in(self.cross_norm, x), context, mask=view.context_mask)
             x = self._out(self.cross_norm, x, dropout(y, self.dropout, keys[1]))
         if self.ffn is not None:

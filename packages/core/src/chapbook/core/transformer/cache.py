@@ -86,17 +86,11 @@ def prefill(
         own = jax.tree.map(lambda a: jnp.pad(a, [(0, 0)] * (a.ndim - 3) + room), past.own)
         return Past(_placed(own), past.cross)
 
+    past = jax.tree.map(padded, kept, is_leaf=_is_past)
+    start = jnp.zeros(batch, jnp.int32) if start is None else start.astype(jnp.int32)
     mask = view.context_mask
-    return (
-        x,
-        Cache(
-            jax.tree.map(padded, kept, is_leaf=_is_past),
-            jnp.zeros(batch, jnp.int32) if start is None else start.astype(jnp.int32),
-            jnp.int32(tokens),
-            None if mask is None else jnp.broadcast_to(mask, (batch, *mask.shape[1:])),
-        ),
-        report,
-    )
+    mask = None if mask is None else jnp.broadcast_to(mask, (batch, *mask.shape[1:]))
+    return x, Cache(past, start, jnp.int32(tokens), mask), report
 
 
 def decode(layers: Any, x: Tokens, cache: Cache, *told: Any) -> tuple[Tokens, Cache, Any]:
@@ -116,7 +110,7 @@ def decode(layers: Any, x: Tokens, cache: Cache, *told: Any) -> tuple[Tokens, Ca
     x = jnp.where(length <= cache.capacity, x, jnp.nan)
     x, kept, report = layers.extend(x, cache.layers, view, *told)
 
-    def longer(past: Past, new: Past) -> Past:
+    def longer(past: Past, new: Any) -> Past:
         return Past(past.own and _placed(past.own.written(new.own, cache.length)), past.cross)
 
     grown = jax.tree.map(longer, cache.layers, kept, is_leaf=_is_past)
