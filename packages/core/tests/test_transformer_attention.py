@@ -165,6 +165,8 @@ def test_neighbouring_documents_in_one_row_are_as_if_alone():
 def test_heads_that_do_not_fit_are_an_error(options):
     with pytest.raises(Error, match=r"attention cannot have embed=12, heads=\d, kv_heads=\d, head"):
         made(**options)
+    with pytest.raises(Error, match="a window of 0 shows a token nothing"):
+        made(window=0)
 
 
 def test_another_attention_function_takes_the_place_of_the_usual_one():

@@ -64,7 +64,8 @@ class Attention(eqx.Module):
         key: Randomness of the initial values.
 
     Raises:
-        Error: Heads do not divide what they should, or rotated ones have an odd width.
+        Error: Heads do not divide what they should, rotated ones have an odd width, or a window
+            shows nothing.
 
     Reference:
         Vaswani et al., "Attention Is All You Need" (2017), section 3.2; Ainslie et al., "GQA"
@@ -116,6 +117,8 @@ class Attention(eqx.Module):
             sizes = f"embed={embed}, heads={heads}, kv_heads={pair[0]}, head_dim={width}"
             told = "kv_heads divides heads, and heads embed; rotated heads have an even width"
             raise Error(f"attention cannot have {sizes}", told)
+        if window == 0:
+            raise Error("a window of 0 shows a token nothing", "the least is 1: the token itself")
         keys = split(key, 8)
         self.causal, self.window, self.rope = causal, window, rope
         self.scale, self.attend, self.position_bias = scale, attend, position_bias
