@@ -7,7 +7,7 @@ import chapbook.core
 
 # docs/pages/decisions/one-core.md says how it came to this. It goes down with the modules; a change
 # that needs it higher says there why.
-CEILING = 2_805
+CEILING = 3_379
 LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
 LAYOUT |= {tokenize.ENDMARKER}
 
@@ -34,6 +34,7 @@ def test_lines_are_counted_without_blanks_comments_and_docstrings():
 
 def test_the_package_stays_below_its_ceiling():
     folder = Path(chapbook.core.__file__).parent
-    counts = {path.name: code_lines(path.read_text()) for path in sorted(folder.glob("*.py"))}
+    paths = sorted(folder.rglob("*.py"))
+    counts = {str(path.relative_to(folder)): code_lines(path.read_text()) for path in paths}
     assert len(counts) > 5
     assert sum(counts.values()) <= CEILING, counts
