@@ -95,7 +95,7 @@ def dispatch(
     if _moves(how):
         moved = buffers(plan).gather(x.reshape(-1, x.shape[-1]))
     else:
-        mask = _mask(plan, plan.kept).astype(x.dtype)
+        mask = _mask(plan, plan.kept.astype(x.dtype))
         x = jnp.where(plan.assignment.valid[..., None], x, 0)
         moved = jnp.einsum("gsec,gsm->egcm", mask, x)
     return moved.reshape(experts, -1, x.shape[-1])

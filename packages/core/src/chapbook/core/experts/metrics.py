@@ -88,18 +88,18 @@ def metrics(assignment: Assignment, plan: Plan) -> Metrics:
     gates = jax.lax.stop_gradient(wide(assignment.gates))
     groups = tuple(range(plan.kept.ndim - 1))
     unserved = assignment.valid & ~jnp.any(plan.kept, axis=-1)
-    found = Metrics(
-        tokens=jnp.sum(assignment.valid),
-        load=plan.load.reshape(-1, assignment.num_experts).sum(0),
-        demand=count(assignment, wanted).reshape(-1, assignment.num_experts).sum(0),
-        importance=jnp.sum(gates, axis=groups),
-        chosen=jnp.sum(wanted, axis=groups),
-        dropped=jnp.sum(wanted & ~plan.kept, axis=groups),
-        unserved=jnp.sum(unserved),
-        entropies=jnp.sum(jax.scipy.special.entr(gates)),
-        largest_gates=jnp.sum(jnp.max(gates, axis=-1)),
-    )
-    return jax.tree.map(lambda x: x.astype(jnp.float32), found)
+    sums = {
+        "tokens": jnp.sum(assignment.valid),
+        "load": plan.load.reshape(-1, assignment.num_experts).sum(0),
+        "demand": count(assignment, wanted).reshape(-1, assignment.num_experts).sum(0),
+        "importance": jnp.sum(gates, axis=groups),
+        "chosen": jnp.sum(wanted, axis=groups),
+        "dropped": jnp.sum(wanted & ~plan.kept, axis=groups),
+        "unserved": jnp.sum(unserved),
+        "entropies": jnp.sum(jax.scipy.special.entr(gates)),
+        "largest_gates": jnp.sum(jnp.max(gates, axis=-1)),
+    }
+    return Metrics(**{name: total.astype(jnp.float32) for name, total in sums.items()})
 
 
 def _positive(x: Array) -> Array:
