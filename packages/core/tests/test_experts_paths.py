@@ -311,7 +311,7 @@ def test_what_cannot_be_is_said(monkeypatch):
     given = inputs(5)
     chosen = experts.top_k(jax.nn.softmax(given.x @ given.router), 2)
     with pytest.raises(Error, match="37 tokens do not divide into 2 groups; add padding"):
-        given.bank(given.x, chosen, num_groups=2)
+        given.bank(given.x, chosen, num_groups=2, capacity=3)
     with pytest.raises(Error, match='how "dense" is none of auto, einsum, scatter, grouped'):
         given.bank(given.x, chosen, how="dense")
     with pytest.raises(Error, match='how "grouped" is neither scatter nor einsum'):

@@ -54,13 +54,14 @@ def moe(
             hold all experts'. It must not use other arrays of a transformed function.
         params: Floating arrays with a leading axis over the experts, or over those of this device.
         how: `scatter` moves rows into buffers, and `einsum` multiplies by masks; both need
-            `capacity` places an expert, or as many as a group has tokens. `grouped` needs none.
+            `capacity` places an expert, or as many as there are tokens. `grouped` needs none.
             `all` applies every expert to every token, for tests. `auto` is `scatter` where there
             is a capacity and else `grouped`.
         capacity: Places of each expert in a group; None drops nothing.
         priority: Who comes first, as `plan` takes it.
         mesh_axis: Inside `jax.shard_map`, the axis over which experts and tokens are spread.
-        num_groups: Groups of equal size, within which tokens compete for places.
+        num_groups: Groups of equal size, within which tokens compete for places, if there is a
+            capacity.
         precision: Of the products, as `jax.lax.dot` takes it.
         key: Randomness, for expert functions that need some; it must differ between devices.
         overflow_factor: With a mesh axis and no capacity, room at each device for this times an
@@ -76,6 +77,8 @@ def moe(
     how = ("grouped" if capacity is None else "scatter") if how == "auto" else how
     if how not in ("all", "einsum", "scatter", "grouped") or (how == "all" and mesh_axis):
         raise Error(f'how "{how}" is none of auto, einsum, scatter, grouped, or all on one device')
+    if capacity is None:  # no token competes with another
+        num_groups = 1
     if len(x) % num_groups:
         raise Error(f"{len(x)} tokens do not divide into {num_groups} groups; add padding")
     params, static = eqx.partition(params, eqx.is_inexact_array)
@@ -119,7 +122,7 @@ def _plans(
         return leaf.reshape(num_groups, -1, *leaf.shape[1:])
 
     if capacity is None and how in ("einsum", "scatter"):
-        capacity = len(assignment.valid) // num_groups
+        capacity = len(assignment.valid)
     groups = jax.tree.map(grouped, assignment)
     if isinstance(priority, str):
         return jax.vmap(lambda group: plan(group, capacity, priority=priority))(groups)
@@ -275,7 +278,7 @@ class Experts(eqx.Module):
                 f"num_groups={num_groups} does not divide among the {devices} devices of "
                 f"{over_axes}; each holds groups of its own"
             )
-        count, groups = len(x), max(num_groups // devices, 1) if capacity is not None else 1
+        count, groups = len(x), max(num_groups // devices, 1)
         x, assignment, scores = jax.tree.map(
             lambda leaf: jnp.pad(leaf, ((0, -count % devices), *[(0, 0)] * (leaf.ndim - 1))),
             (x, assignment, None if isinstance(priority, str) else priority),
