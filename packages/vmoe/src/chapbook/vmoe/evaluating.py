@@ -68,9 +68,11 @@ def _evaluated(model: VisionTransformerMoE, source: Source, batch_size: int) -> 
     seconds = 0.0
     for batch in Batches(source, batch_size, shuffle=False, epochs=1, drop_last=False):
         if not seen:
-            jax.block_until_ready(_predict(model, batch["image"]))  # compiles
+            jax.block_until_ready(_predict(model, batch["image"], batch["mask"]))  # compiles
         begun = time.perf_counter()
-        logits, dropped, untouched = jax.block_until_ready(_predict(model, batch["image"]))
+        logits, dropped, untouched = jax.block_until_ready(
+            _predict(model, batch["image"], batch["mask"])
+        )
         seconds += time.perf_counter() - begun
         mask = batch["mask"]
         seen.append((np.asarray(logits)[mask], batch["label"][mask]))
@@ -94,8 +96,10 @@ def _evaluated(model: VisionTransformerMoE, source: Source, batch_size: int) -> 
 
 
 @eqx.filter_jit
-def _predict(model: VisionTransformerMoE, images: Array) -> tuple[Array, Array, Array]:
-    logits, aux = model(normalized(jnp.asarray(images)))
+def _predict(
+    model: VisionTransformerMoE, images: Array, valid: Array | None = None
+) -> tuple[Array, Array, Array]:
+    logits, aux = model(normalized(jnp.asarray(images)), valid=valid)
     return logits, aux.dropped, aux.untouched
 
 

@@ -235,7 +235,13 @@ def fit(
         precision=config.precision, evaluate=evaluation(valid, mesh) if valid else None,
         evaluate_every=evaluate_every or max(steps // 6, 1), save_every=save_every, quiet=quiet,
     )  # fmt: skip
-    return dataclasses.replace(result, model=result.model.with_routing(like=model))
+    return dataclasses.replace(result, model=_routed_as(result.model, model))
+
+
+def _routed_as(model: VisionTransformerMoE, like: VisionTransformerMoE) -> VisionTransformerMoE:
+    """Returns a model with the settings of another: training has its own capacity."""
+    settings = eqx.partition(model, eqx.is_array)[0], eqx.partition(like, eqx.is_array)[1]
+    return eqx.combine(*settings)
 
 
 def objective(config: TrainConfig) -> Callable[..., Any]:
@@ -272,7 +278,8 @@ def evaluation(valid: Source, mesh: Mesh | None = None, batch_size: int = 100) -
     """
 
     def each(model: VisionTransformerMoE, batch: Any, key: Array) -> dict[str, Array]:
-        logits, _ = model.with_routing(capacity_factor=ROOMY)(normalized(batch["image"]))
+        roomy = model.with_routing(capacity_factor=ROOMY)
+        logits, _ = roomy(normalized(batch["image"]), valid=batch["mask"])
         targets = jax.nn.one_hot(batch["label"], model.config.num_classes)
         right = logits.argmax(-1) == batch["label"]
         return {"accuracy": right.astype(jnp.float32), "loss": classification_loss(logits, targets)}
