@@ -134,7 +134,9 @@ def read_timm(path: str | Path, num_heads: int | None = None) -> dict[str, Any]:
     arrays = dict(_safetensors(path))
     names = {key: _renamed(key, _FROM_TIMM) for key in arrays}
     _check_names(path, names)
-    width = next((len(arrays[k]) for k, name in names.items() if name == "embedding/bias"), 0)
+    if "patch_embed.proj.bias" not in arrays:
+        raise Error(f"{path} has no patch_embed.proj.bias, which tells the width")
+    width = len(arrays["patch_embed.proj.bias"])
     heads = num_heads or (16 if width > 1024 else max(1, width // 64))
     if width % heads or (num_heads is None and width <= 1024 and width % 64):
         raise Error(f"{path}: a width of {width} cannot have {heads} heads", "pass num_heads")
@@ -205,7 +207,7 @@ def _check_names(path: str | Path, names: Mapping[str, str]) -> None:
         raise Error(f"{path} has the same parameter by two names")
 
 
-def inspect(path: str | Path) -> pl.DataFrame:
+def parameter_table(path: str | Path) -> pl.DataFrame:
     """Lists the parameters of a file or of a release without loading a model.
 
     Of a release only the index is read.
@@ -265,7 +267,6 @@ def config_of(tree: Mapping[str, Any], image_size: int | None = None) -> dict[st
     moe = tuple(i for i in layers if f"{_block(i)}/Moe/Router/dense/kernel" in shapes)
     mlps = [_shape(shapes, f"{_block(i)}/{'Moe/' * (i in moe)}Mlp/Dense_0/kernel", 2 + (i in moe))
             for i in layers]  # fmt: skip
-    routers = [_shape(shapes, f"{_block(i)}/Moe/Router/dense/kernel", 2) for i in moe]
     found = {
         "patch_size": rows,
         "num_layers": len(layers),
@@ -279,7 +280,7 @@ def config_of(tree: Mapping[str, Any], image_size: int | None = None) -> dict[st
         "representation": shapes["pre_logits/bias"][0] if "pre_logits/bias" in shapes else None,
     }
     if moe:
-        found["num_experts"] = _only({shape[1] for shape in routers}, "numbers of experts")
+        found["num_experts"] = _only({_experts(shapes, i) for i in moe}, "numbers of experts")
     if image_size is not None:
         found["image_size"] = image_size
     if "Encoder/posembed_input/pos_embedding" in shapes:
@@ -304,6 +305,16 @@ def _layers(shapes: Mapping[str, tuple[int, ...]]) -> range:
     if found != set(range(len(found))) or not found:
         raise Error(f"the layers {sorted(found)} are not all from 0 on")
     return range(len(found))
+
+
+def _experts(shapes: Mapping[str, tuple[int, ...]], layer: int) -> int:
+    name = f"{_block(layer)}/Moe/Router/dense/kernel"
+    if len(shapes[name]) == 3:
+        raise Error(
+            f"{name} has the shape {shapes[name]}: this is an ensemble of {shapes[name][1]} models "
+            "that share layers (E3), which is no V-MoE"
+        )
+    return _shape(shapes, name, 2)[1]
 
 
 def _shape(shapes: Mapping[str, tuple[int, ...]], name: str, axes: int) -> tuple[int, ...]:
