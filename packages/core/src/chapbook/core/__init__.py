@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from chapbook.core.errors import Error, MissingExtra, TableError
 
 if TYPE_CHECKING:
-    from chapbook.core import cli, datasets, io
+    from chapbook.core import cli, datasets, experts, io
     from chapbook.core.checkpoint import Checkpoints
     from chapbook.core.compilation import compiled_once
     from chapbook.core.config import configure
@@ -47,16 +47,16 @@ _HOMES = {
     "weights": "load_weights save_weights",
 }
 _HOME = {name: home for home, held in _HOMES.items() for name in held.split()}
-_MODULES = ("cli", "datasets", "io")
+_MODULES = ("cli", "datasets", "experts", "io")
 _EXTRA = ("jax", "equinox", "optax", "orbax", "safetensors")
 
 __all__ = [
     "RULES", "Batches", "Checkpoints", "Error", "Log", "MissingExtra", "Policy", "Result", "Run",
-    "Stop", "TableError", "append_jsonl", "arrays", "axes", "cli", "compile_step",
-    "compiled_once", "configure", "constrain", "create", "datasets", "describe", "expand", "fit",
-    "frame", "init", "io", "like", "load_weights", "local_batch", "mean_over", "mesh", "names",
-    "place", "read_table", "replicated", "save_weights", "scan_table", "shardings", "simulate",
-    "specs", "tokens", "use", "write_atomic", "write_table",
+    "Stop", "TableError", "append_jsonl", "arrays", "axes", "cli", "compile_step", "compiled_once",
+    "configure", "constrain", "create", "datasets", "describe", "expand", "experts", "fit", "frame",
+    "init", "io", "like", "load_weights", "local_batch", "mean_over", "mesh", "names", "place",
+    "read_table", "replicated", "save_weights", "scan_table", "shardings", "simulate", "specs",
+    "tokens", "use", "write_atomic", "write_table",
 ]  # fmt: skip
 
 

@@ -268,6 +268,19 @@ def use(mesh: Mesh, rules: Rules = RULES) -> Iterator[Mesh]:
         yield mesh
 
 
+def in_force() -> tuple[AbstractMesh, Rules]:
+    """Returns the automatic axes of the mesh in force, none outside a mesh, and the rules.
+
+    Axes that are manual (inside `jax.shard_map`) or explicit are left out.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    sizes = {axis: mesh.shape[axis] for axis, kind in kinds if kind == AxisType.Auto}
+    automatic = (AxisType.Auto,) * len(sizes)
+    rules = dict(_in_force.value[1])
+    return AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=automatic), rules
+
+
 def constrain(x: Shaped[Array, "..."], *names: str | None) -> Shaped[Array, "..."]:
     """Shards an activation as the rules in force say; the identity outside a mesh.
 
@@ -286,18 +299,17 @@ def constrain(x: Shaped[Array, "..."], *names: str | None) -> Shaped[Array, "...
     Raises:
         Error: There are more names than dimensions, or a name has no rule.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
-    sizes = {axis: mesh.shape[axis] for axis, kind in kinds if kind == AxisType.Auto}
+    automatic, rules = in_force()
+    sizes = dict(automatic.shape)
     if not sizes:
         return x
     extra = x.ndim - len(names)
     if extra < 0:
         raise Error(f"more names than dimensions: {_listed(names)} (shape {x.shape})")
-    placed, rules = _in_force.value
+    mesh, placed = jax.sharding.get_abstract_mesh(), _in_force.value[0]
     traced = isinstance(x, Tracer)
     free = PartitionSpec.UNCONSTRAINED if traced else None
-    assigned = zip(x.shape[extra:], _assign("constrain", names, dict(rules), sizes), strict=True)
+    assigned = zip(x.shape[extra:], _assign("constrain", names, rules, sizes), strict=True)
     parts = [_entry(part) if _divides(size, part, sizes) else free for size, part in assigned]
     spec = PartitionSpec(*[free] * extra, *parts)
     if not traced:
