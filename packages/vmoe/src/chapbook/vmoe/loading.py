@@ -190,7 +190,7 @@ def _load(
     grid: tuple[int, int] | None,
     settings: Mapping[str, Any],
 ) -> VisionTransformerMoE:
-    config = _config(config_of(tree, settings.get("image_size")) | settings)
+    config = _config({**config_of(tree, settings.get("image_size")), **settings})
     return _filled(source, config, tree, new_head, grid)
 
 
