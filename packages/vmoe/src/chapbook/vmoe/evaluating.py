@@ -2,16 +2,16 @@
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import polars as pl
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt8
 
-from chapbook.core.data import Batches, Source
+from chapbook.core.data import Batches, Source, arrays
 from chapbook.core.errors import Error
 from chapbook.vmoe.flops import buffer, flops
 from chapbook.vmoe.model import VisionTransformerMoE
@@ -103,14 +103,47 @@ def _predict(
     return logits, aux.dropped, aux.untouched
 
 
-def predict(model: VisionTransformerMoE, images: Array) -> Float[Array, "batch classes"]:
-    """Returns the classes' probabilities, compiled once per model and number of images.
+def probabilities(
+    model: VisionTransformerMoE,
+    images: UInt8[np.ndarray, "n height width channels"],
+    *,
+    batch_size: int = 64,
+) -> Float[np.ndarray, "n classes"]:
+    """Returns the probabilities of the classes.
 
     Args:
         model: Trained.
-        images: uint8 of 0 to 255 or floats of 0 to 1, `[batch, height, width, channels]`.
+        images: Pixels of 0 to 255.
+        batch_size: Images that are routed together.
     """
-    return jax.nn.softmax(_predict(model, images)[0])
+    source = arrays(image=images)
+    return _each(model, source, batch_size, lambda m, x, v: jax.nn.softmax(m(x, valid=v)[0]))
+
+
+def features(
+    model: VisionTransformerMoE, source: Source, *, batch_size: int = 64
+) -> Float[np.ndarray, "n features"]:
+    """Returns what the head sees, for a linear classifier on frozen features.
+
+    Args:
+        model: Trained.
+        source: Images, named `image`.
+        batch_size: Images that are routed together.
+    """
+    return _each(model, source, batch_size, lambda m, x, v: m.features(x, valid=v)[0])
+
+
+def _each(
+    model: VisionTransformerMoE, source: Source, batch_size: int, function: Callable[..., Array]
+) -> np.ndarray:
+    compiled = eqx.filter_jit(lambda m, x, valid: function(m, normalized(x), valid))
+    found = [
+        np.asarray(compiled(model, jnp.asarray(batch["image"]), batch["mask"]))[batch["mask"]]
+        for batch in Batches(
+            source, min(batch_size, len(source)), shuffle=False, epochs=1, drop_last=False
+        )
+    ]
+    return np.concatenate(found)
 
 
 def scores(
