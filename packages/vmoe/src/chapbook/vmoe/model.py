@@ -13,7 +13,6 @@ Notable choices, those of the official code:
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Self
 
 import equinox as eqx
 import jax
@@ -233,7 +232,7 @@ class VisionTransformerMoE(eqx.Module):
         capacity_multiple: int | None = None,
         dispatch: str | None = None,
         layers: Sequence[int] | None = None,
-    ) -> Self:
+    ) -> "VisionTransformerMoE":
         """Returns a model of the same parameters that routes in another way; None keeps a value.
 
         Args:
