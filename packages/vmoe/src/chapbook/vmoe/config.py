@@ -213,8 +213,8 @@ class VMoEConfig:
         return ",".join(parts)
 
     def _placed(self) -> str:
-        for kind in ("every", "last"):
-            for count in range(1, self.num_layers + 1):
+        for kind, most in (("every", self.num_layers), ("last", self.num_layers // 2)):
+            for count in range(1, most + 1):
                 if placement(f"{kind}={count}", self.num_layers) == self.moe_layers:
                     return f"{kind}={count}"
         return "layers=" + "+".join(str(layer) for layer in self.moe_layers)
