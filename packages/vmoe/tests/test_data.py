@@ -20,7 +20,7 @@ from chapbook.core.errors import Error, TableError
 from chapbook.core.tables import write_table
 from chapbook.vmoe import emojis
 from chapbook.vmoe.augmentation import HorizontalFlip, InceptionCrop
-from chapbook.vmoe.data import emoji, mnist5k, read_images, stratified
+from chapbook.vmoe.data import emoji, emoji_images, mnist5k, read_images, stratified
 from chapbook.vmoe.emojis import draw_emoji, split_by_artist, split_by_concept, word_classes
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 3), np.uint8)
@@ -314,6 +314,17 @@ def test_artists_are_joined_by_code_points_or_by_name(artists):
     colours = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in COLOURS.values()])
     np.testing.assert_array_equal(found.pixels[:, 2, 2], colours[[0, 1, 2, 0, 1]])
     np.testing.assert_array_equal(found.pixels[:, 6, 2], np.full((5, 3), 255))
+
+
+def test_a_concept_can_be_its_own_class(artists):
+    drawn = draw_emoji(artists, size=8)
+    images = emoji_images(drawn, drawn.table["concept"])
+    assert images.names == ("1f408", "2600")
+    train, valid, _ = split_by_artist(drawn.table, valid="twemoji", test="emojione")
+    found = images.take(train).at(8)[np.arange(2)]
+    np.testing.assert_array_equal(found["image"], drawn.pixels[[0, 3]])
+    np.testing.assert_array_equal(found["label"], [0, 1])
+    np.testing.assert_array_equal(images.take(valid).labels, [0, 1])
 
 
 def test_drawings_are_kept(artists, monkeypatch):

@@ -27,7 +27,7 @@ from chapbook.core.data import Map, Source, arrays
 from chapbook.core.errors import Error, TableError
 from chapbook.core.tables import read_table, scan_table
 from chapbook.vmoe.augmentation import CentralCrop, Operation, augment
-from chapbook.vmoe.emojis import draw_emoji, split_by_artist, word_classes
+from chapbook.vmoe.emojis import Emoji, draw_emoji, split_by_artist, word_classes
 from chapbook.vmoe.images import SUFFIXES, decode
 
 PARTS = ("train", "valid", "test")
@@ -241,17 +241,29 @@ def emoji(size: int = 64, classes: int = 100) -> dict[str, Images]:
     """Returns emoji as `train`, `valid` and `test`, where each artist is in one part alone.
 
     The classes are groups of names, as `word_classes` makes them; OpenMoji's line drawings are for
-    test, Fluent's for validation. Other groups and parts are made by `chapbook.vmoe.emojis`.
+    test, Fluent's for validation. Other classes and parts are made by `emoji_images` and the
+    functions of `chapbook.vmoe.emojis`.
 
     Args:
         size: Pixels of a side.
         classes: How many groups.
     """
     drawn = draw_emoji(size=size)
-    labels, names = _numbered(word_classes(drawn.table, classes), None, Path("emoji"))
-    held = Images(drawn.pixels, np.arange(len(labels)), labels, names)
+    held = emoji_images(drawn, word_classes(drawn.table, classes))
     parts = split_by_artist(drawn.table, valid="fluent-emoji-flat", test="openmoji")
     return {part: held.take(rows) for part, rows in zip(PARTS, parts, strict=True)}
+
+
+def emoji_images(drawn: Emoji, classes: pl.Series) -> Images:
+    """Returns drawings as images with classes, for `Images.take` with the rows of a split.
+
+    Args:
+        drawn: The drawings.
+        classes: Of each: `word_classes(drawn.table)`, or `drawn.table["concept"]` to tell every
+            concept from every other.
+    """
+    labels, names = _numbered(classes, None, Path("emoji"))
+    return Images(drawn.pixels, np.arange(len(labels)), labels, names)
 
 
 def stratified(

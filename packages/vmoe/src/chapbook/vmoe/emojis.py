@@ -117,10 +117,11 @@ def draw_emoji(artists: Sequence[str] = tuple(ARTISTS), size: int = 64) -> Emoji
     if not kept.exists():
         found = _drawn({name: _package(name) for name in artists}, size)
         columns = {name: found.table[name].to_numpy().astype(str) for name in found.table.columns}
+        held = {"pixels": found.pixels, **columns}
 
         def write(part: Path) -> None:
             with part.open("wb") as file:
-                np.savez_compressed(file, pixels=found.pixels, **columns)
+                np.savez_compressed(file, allow_pickle=False, **held)
 
         write_atomic(kept, write)
         return found

@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 import polars as pl
 from jaxtyping import Array, Float, Int
-from scipy.stats import rankdata
 
 from chapbook.core.errors import Error
 
@@ -91,7 +90,7 @@ class Task:
 
     support: Float[np.ndarray, "n features"]
     support_labels: Int[np.ndarray, " n"]
-    query: Float[np.ndarray, "m features2"]
+    query: Float[np.ndarray, "m query_features"]
     query_labels: Int[np.ndarray, " m"]
 
     def __post_init__(self):
@@ -195,17 +194,15 @@ def choose_penalty(table: pl.DataFrame) -> pl.DataFrame:
         A row for each data set and number of shots: `dataset`, `shots`, `l2`, `accuracy` (the mean
         over seeds), `std` (over seeds, of the population) and `seeds`.
     """
-    chosen = {}
-    for (shots,), part in table.group_by("shots", maintain_order=True):
-        wide = part.pivot("l2", index=["dataset", "seed"], values="accuracy", sort_columns=False)
-        found = wide.drop("dataset", "seed")
-        ranks = rankdata(found.to_numpy(), axis=1).mean(0)
-        best = [
-            float(l2) for l2, rank in zip(found.columns, ranks, strict=True) if rank == ranks.max()
-        ]
-        chosen[shots] = max(best)
-    best = pl.DataFrame({"shots": list(chosen), "l2": list(chosen.values())},
-                        {"shots": table.schema["shots"], "l2": pl.Float64})  # fmt: skip
+    rank = pl.col("accuracy").rank("average").over("shots", "dataset", "seed")
+    best = (
+        table.select("shots", "l2", rank=rank)
+        .group_by("shots", "l2")
+        .agg(pl.col("rank").mean())
+        .sort("rank", "l2")
+        .group_by("shots")
+        .agg(pl.col("l2").last())
+    )
     return (
         table.join(best, on=["shots", "l2"], maintain_order="left")
         .group_by("dataset", "shots", "l2", maintain_order=True)

@@ -77,7 +77,7 @@ def _rgb(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
         mode: mode in ("CMYK", "YCbCr", "LAB", "HSV"),
         "transparent": transparent,
         # The decoder's name for the raw pixels, which is gone once they are loaded.
-        "16-bit": mode in WIDE or wide or ";16" in str(image.tile),
+        "16-bit": mode in WIDE or wide or ";16" in str(getattr(image, "tile", "")),
         "rotated": image.getexif().get(ORIENTATION, 1) in range(2, 9),
         "animated": getattr(image, "is_animated", False),
     }

@@ -160,7 +160,7 @@ def load_histogram(path: str | Path, table: pl.DataFrame, *, experts: int | None
             panel.axhline(part["choices"].mean(), color="black", ls=":", lw=1, label="balanced")
             panel.set(title=f"Layer {layer}", xlabel="expert")
         panels[0].set_ylabel("choices (tokens)")
-        panels[0].legend(fontsize="x-small")
+        panels[0].legend(fontsize="x-small", loc="lower right")
 
     cli.plot(path, draw, numbers)
     return Path(path)
