@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from chapbook.core.errors import Error, MissingExtra, TableError
 
 if TYPE_CHECKING:
-    from chapbook.core import cli, datasets, experts, io
+    from chapbook.core import cli, datasets, experts, io, transformer
     from chapbook.core.checkpoint import Checkpoints
     from chapbook.core.compilation import compiled_once
     from chapbook.core.config import configure
@@ -47,7 +47,7 @@ _HOMES = {
     "weights": "load_weights save_weights",
 }
 _HOME = {name: home for home, held in _HOMES.items() for name in held.split()}
-_MODULES = ("cli", "datasets", "experts", "io")
+_MODULES = ("cli", "datasets", "experts", "io", "transformer")
 _EXTRA = ("jax", "equinox", "optax", "orbax", "safetensors")
 
 __all__ = [
@@ -56,19 +56,17 @@ __all__ = [
     "configure", "constrain", "create", "datasets", "describe", "expand", "experts", "fit", "frame",
     "init", "io", "like", "load_weights", "local_batch", "mean_over", "mesh", "names", "place",
     "read_table", "replicated", "save_weights", "scan_table", "shardings", "simulate", "specs",
-    "tokens", "use", "write_atomic", "write_table",
+    "tokens", "transformer", "use", "write_atomic", "write_table",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return import_module("importlib.metadata").version("chapbook-core")
-    if name in _MODULES:
-        return import_module(f"chapbook.core.{name}")
-    if name not in _HOME:
+    if name not in _MODULES and name not in _HOME:
         raise AttributeError(f"module 'chapbook.core' has no attribute {name!r}")
     try:
-        value = getattr(import_module(f"chapbook.core.{_HOME[name]}"), name)
+        module = import_module(f"chapbook.core.{_HOME.get(name, name)}")
     except ModuleNotFoundError as problem:
         if (problem.name or "").partition(".")[0] not in _EXTRA:
             raise
@@ -76,7 +74,7 @@ def __getattr__(name: str) -> Any:
             f"chapbook.core.{name} needs {'JAX' if problem.name == 'jax' else problem.name}; "
             "install it with: pip install 'chapbook-core[jax]'"
         ) from None
-    globals()[name] = value
+    value = globals()[name] = module if name in _MODULES else getattr(module, name)
     return value
 
 
