@@ -370,6 +370,19 @@ def test_an_npz_file_that_is_broken_or_of_another_model_is_refused(tmp_path):
         path.write_bytes(content)
         with pytest.raises(Error, match=r"vit.npz is no whole .npz file"):
             read_vit_npz(path)
+    rng = np.random.default_rng(3)
+    np.savez_compressed(path, cls=rng.normal(size=(1, 1, 8)))
+    whole = np.frombuffer(path.read_bytes(), np.uint8)
+    refused = 0
+    for _ in range(300):
+        broken = whole.copy()
+        broken[rng.integers(len(broken))] = rng.integers(256)
+        path.write_bytes(broken.data)
+        try:
+            read_vit_npz(path)
+        except Error:
+            refused += 1
+    assert refused > 200
     np.save(tmp_path / "array.npy", np.ones(3))
     with pytest.raises(Error, match=r"array.npy is no whole .npz file"):
         read_vit_npz(tmp_path / "array.npy")

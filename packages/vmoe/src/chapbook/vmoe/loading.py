@@ -149,7 +149,8 @@ def adapt(
     """Returns a model of the same weights with other settings.
 
     Position embeddings are zoomed to another `image_size`; another `num_classes`, or another
-    `representation`, needs a new head.
+    `representation`, needs a new head. All layers route as the model's configuration says, whatever
+    `with_routing` has set for some of them.
 
     Args:
         model: Whose weights are taken.

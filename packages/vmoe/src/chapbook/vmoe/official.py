@@ -27,6 +27,7 @@ Notable choices:
 import math
 import re
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,11 @@ from chapbook.core.errors import Error
 from chapbook.vmoe.flax_msgpack import flatten, nest
 from chapbook.vmoe.sharded import read_index, read_sharded
 
+# What NumPy and zipfile raise for a file that is broken, or of another kind.
+_NPZ_FAULTS = (
+    OSError, ValueError, EOFError, AttributeError, TypeError, RuntimeError, zipfile.BadZipFile,
+    zlib.error,
+)  # fmt: skip
 _ATTENTION = "(query|key|value|out)/(kernel|bias)"
 _MLP = "Mlp/Dense_[01]/(kernel|bias)"
 _NORM = "(scale|bias)"
@@ -93,9 +99,8 @@ def read_vmoe(prefix: str | Path) -> dict[str, Any]:
     Raises:
         Error: A file is missing, broken or does not fit the others, or has unknown parameters.
     """
-    tree = read_sharded(prefix)
-    _check_names(prefix, {name: name for name, _ in flatten(tree)})
-    return tree
+    _check_names(prefix, {name: name for name in read_index(prefix)})
+    return read_sharded(prefix)
 
 
 def read_vit_npz(path: str | Path) -> dict[str, Any]:
@@ -174,7 +179,7 @@ def _npz(path: str | Path) -> Iterator[tuple[str, np.ndarray]]:
                 array = file[key]
                 # NumPy does not know bfloat16, and keeps it as two bytes of nothing in particular.
                 yield key, array.view(ml_dtypes.bfloat16) if array.dtype == "V2" else array
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+    except _NPZ_FAULTS as error:
         raise Error(f"{path} is no whole .npz file: {error}") from error
 
 
