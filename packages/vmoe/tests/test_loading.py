@@ -16,9 +16,17 @@ from safetensors.numpy import save_file
 from chapbook.core.errors import Error
 from chapbook.vmoe.config import VMoEConfig
 from chapbook.vmoe.flax_msgpack import flatten, nest
-from chapbook.vmoe.loading import adapt, load_timm, load_vit_npz, load_vmoe, parameters_of
+from chapbook.vmoe.loading import (
+    adapt,
+    listed_model,
+    load_timm,
+    load_vit_npz,
+    load_vmoe,
+    parameters_of,
+)
 from chapbook.vmoe.model import VisionTransformerMoE
-from chapbook.vmoe.official import config_of, parameter_table, read_timm
+from chapbook.vmoe.official import config_of, inspect, read_timm
+from chapbook.vmoe.saving import save
 
 PATCH, CLASSES, SIDE = 4, 5, 3
 POSITIONS = "Encoder/posembed_input/pos_embedding"
@@ -292,7 +300,7 @@ def test_a_timm_model_that_is_no_plain_vit_is_refused(tmp_path):
     save_file(state | {"blocks.0.ls1.gamma": np.ones(3), "reg_token": np.ones(3)}, path)
     with pytest.raises(Error, match=r"no place for: blocks.0.ls1.gamma, reg_token$"):
         read_timm(path, 6)
-    assert parameter_table(path).filter(pl.col("name").is_null())["key"].to_list() == [
+    assert inspect(path).filter(pl.col("name").is_null())["key"].to_list() == [
         "blocks.0.ls1.gamma",
         "reg_token",
     ]
@@ -401,3 +409,14 @@ def test_a_model_is_adapted_to_another_task_and_size_with_its_own_settings_kept(
     )
     same = adapt(model)
     assert eqx.tree_equal(same, model)
+
+
+def test_a_models_folder_is_listed_like_a_release_of_it(tmp_path):
+    model = random_model(SPARSE)
+    save(model, tmp_path / "model")
+    ours = listed_model(tmp_path / "model")
+    theirs = inspect(write_release(tmp_path, leaves_of(model)))
+    columns = ["name", "dtype", "expert", "bytes"]
+    assert ours.select(columns).sort("name").equals(theirs.select(columns).sort("name"))
+    with pytest.raises(Error, match=r"weights.safetensors is no whole .safetensors file"):
+        listed_model(tmp_path)

@@ -13,7 +13,7 @@ import pytest
 
 from chapbook.core.errors import Error
 from chapbook.vmoe.flax_msgpack import flatten, nest, read_tree
-from chapbook.vmoe.official import config_of, parameter_table, read_vit_npz, read_vmoe
+from chapbook.vmoe.official import config_of, inspect, read_vit_npz, read_vmoe
 from chapbook.vmoe.sharded import read_index, read_sharded
 
 WIDTH, HEADS, MLP, PATCH, CLASSES, EXPERTS = 8, 2, 12, 4, 5, 4
@@ -289,7 +289,7 @@ def test_parameters_without_a_place_in_the_model_are_listed(tmp_path, leaves):
     prefix = Release(leaves).write(tmp_path)
     with pytest.raises(Error, match=r"no place for: Encoder/encoderblock_0/.*/scale, extra$"):
         read_vmoe(prefix)
-    assert parameter_table(prefix).filter(pl.col("name").is_null())["key"].to_list() == [
+    assert inspect(prefix).filter(pl.col("name").is_null())["key"].to_list() == [
         "Encoder/encoderblock_0/SelfAttention/query_ln/scale",
         "extra",
     ]
@@ -328,7 +328,7 @@ def test_inspection_of_a_release_reads_the_index_alone(tmp_path, leaves):
     prefix = Release(leaves).write(tmp_path)
     for path in tmp_path.glob("*.data-*"):
         path.unlink()
-    table = parameter_table(prefix)
+    table = inspect(prefix)
     sizes = {name: leaf.nbytes for name, leaf in leaves.items()}
     assert dict(table.select("name", "bytes").iter_rows()) == sizes
     row = table.row(by_predicate=pl.col("name").str.ends_with("Moe/Mlp/Dense_0/kernel"), named=True)
@@ -357,7 +357,7 @@ def test_a_vit_in_an_npz_file_comes_back_by_the_official_names(tmp_path, prefix)
     path = tmp_path / "vit.npz"
     np.savez(path, **{prefix + npz_name(name): leaf for name, leaf in leaves.items()})
     assert_same(read_vit_npz(path), leaves)
-    assert parameter_table(path)["name"].null_count() == 0
+    assert inspect(path)["name"].null_count() == 0
 
 
 def test_an_npz_file_that_is_broken_or_of_another_model_is_refused(tmp_path):
@@ -365,11 +365,24 @@ def test_an_npz_file_that_is_broken_or_of_another_model_is_refused(tmp_path):
     np.savez(path, **{"conv_root/kernel": np.ones(3), "cls": np.ones((1, 1, 8))})
     with pytest.raises(Error, match=r"vit.npz has parameters .* no place for: conv_root/kernel$"):
         read_vit_npz(path)
-    assert parameter_table(path)["name"].to_list() == [None, "cls"]
+    assert inspect(path)["name"].to_list() == [None, "cls"]
     for content in (b"", b"not a file", path.read_bytes()[:-30], path.read_bytes()[:50]):
         path.write_bytes(content)
         with pytest.raises(Error, match=r"vit.npz is no whole .npz file"):
             read_vit_npz(path)
+    rng = np.random.default_rng(3)
+    np.savez_compressed(path, cls=rng.normal(size=(1, 1, 8)))
+    whole = np.frombuffer(path.read_bytes(), np.uint8)
+    refused = 0
+    for _ in range(300):
+        broken = whole.copy()
+        broken[rng.integers(len(broken))] = rng.integers(256)
+        path.write_bytes(broken.data)
+        try:
+            read_vit_npz(path)
+        except Error:
+            refused += 1
+    assert refused > 200
     np.save(tmp_path / "array.npy", np.ones(3))
     with pytest.raises(Error, match=r"array.npy is no whole .npz file"):
         read_vit_npz(tmp_path / "array.npy")

@@ -20,13 +20,21 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import polars as pl
 
 from chapbook.core.errors import Error
 from chapbook.core.trees import filled, named
 from chapbook.vmoe.config import VMoEConfig
 from chapbook.vmoe.flax_msgpack import flatten, nest
 from chapbook.vmoe.model import VisionTransformerMoE
-from chapbook.vmoe.official import config_of, read_timm, read_vit_npz, read_vmoe
+from chapbook.vmoe.official import (
+    config_of,
+    parameter_table,
+    read_timm,
+    read_vit_npz,
+    read_vmoe,
+    stored_tensors,
+)
 from chapbook.vmoe.position_embedding import resize
 
 _log = logging.getLogger(__name__)
@@ -141,7 +149,8 @@ def adapt(
     """Returns a model of the same weights with other settings.
 
     Position embeddings are zoomed to another `image_size`; another `num_classes`, or another
-    `representation`, needs a new head.
+    `representation`, needs a new head. All layers route as the model's configuration says, whatever
+    `with_routing` has set for some of them.
 
     Args:
         model: Whose weights are taken.
@@ -170,6 +179,19 @@ def parameters_of(model: VisionTransformerMoE) -> dict[str, Any]:
         if name in leaves:
             leaves[name] = leaves[name].reshape((1,) * axes + leaves[name].shape)
     return nest(leaves)
+
+
+def listed_model(folder: str | Path) -> pl.DataFrame:
+    """Lists the parameters of a model's folder, as `inspect` does those of others' files.
+
+    Args:
+        folder: As `save` writes it.
+
+    Raises:
+        Error: Its weights are missing or broken.
+    """
+    tensors = stored_tensors(Path(folder) / "weights.safetensors")
+    return parameter_table((key, official_name(key), array) for key, array in tensors)
 
 
 def official_name(name: str) -> str:

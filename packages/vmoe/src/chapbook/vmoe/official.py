@@ -27,7 +27,8 @@ Notable choices:
 import math
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,11 @@ from chapbook.core.errors import Error
 from chapbook.vmoe.flax_msgpack import flatten, nest
 from chapbook.vmoe.sharded import read_index, read_sharded
 
+# What NumPy and zipfile raise for a file that is broken, or of another kind.
+_NPZ_FAULTS = (
+    OSError, ValueError, EOFError, AttributeError, TypeError, RuntimeError, zipfile.BadZipFile,
+    zlib.error,
+)  # fmt: skip
 _ATTENTION = "(query|key|value|out)/(kernel|bias)"
 _MLP = "Mlp/Dense_[01]/(kernel|bias)"
 _NORM = "(scale|bias)"
@@ -93,9 +99,8 @@ def read_vmoe(prefix: str | Path) -> dict[str, Any]:
     Raises:
         Error: A file is missing, broken or does not fit the others, or has unknown parameters.
     """
-    tree = read_sharded(prefix)
-    _check_names(prefix, {name: name for name, _ in flatten(tree)})
-    return tree
+    _check_names(prefix, {name: name for name in read_index(prefix)})
+    return read_sharded(prefix)
 
 
 def read_vit_npz(path: str | Path) -> dict[str, Any]:
@@ -131,7 +136,7 @@ def read_timm(path: str | Path, num_heads: int | None = None) -> dict[str, Any]:
         Error: The file is missing or broken, has unknown parameters or some of a wrong shape, or
             the heads do not divide the width.
     """
-    arrays = dict(_safetensors(path))
+    arrays = dict(stored_tensors(path))
     names = {key: _renamed(key, _FROM_TIMM) for key in arrays}
     _check_names(path, names)
     if "patch_embed.proj.bias" not in arrays:
@@ -174,11 +179,19 @@ def _npz(path: str | Path) -> Iterator[tuple[str, np.ndarray]]:
                 array = file[key]
                 # NumPy does not know bfloat16, and keeps it as two bytes of nothing in particular.
                 yield key, array.view(ml_dtypes.bfloat16) if array.dtype == "V2" else array
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+    except _NPZ_FAULTS as error:
         raise Error(f"{path} is no whole .npz file: {error}") from error
 
 
-def _safetensors(path: str | Path) -> Iterator[tuple[str, np.ndarray]]:
+def stored_tensors(path: str | Path) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the arrays of a `.safetensors` file by name, one at a time.
+
+    Args:
+        path: The file.
+
+    Raises:
+        Error: It is missing or broken.
+    """
     try:
         with safe_open(path, framework="np") as file:
             for key in file.keys():  # noqa: SIM118
@@ -207,7 +220,7 @@ def _check_names(path: str | Path, names: Mapping[str, str]) -> None:
         raise Error(f"{path} has the same parameter by two names")
 
 
-def parameter_table(path: str | Path) -> pl.DataFrame:
+def inspect(path: str | Path) -> pl.DataFrame:
     """Lists the parameters of a file or of a release without loading a model.
 
     Of a release only the index is read.
@@ -225,9 +238,18 @@ def parameter_table(path: str | Path) -> pl.DataFrame:
     if str(path).endswith(".npz"):
         found = ((key, _renamed(key, _FROM_NPZ), array) for key, array in _npz(path))
     elif str(path).endswith(".safetensors"):
-        found = ((key, _renamed(key, _FROM_TIMM), array) for key, array in _safetensors(path))
+        found = ((key, _renamed(key, _FROM_TIMM), array) for key, array in stored_tensors(path))
     else:
         found = ((key, key, info) for key, info in read_index(path).items())
+    return parameter_table(found)
+
+
+def parameter_table(found: Iterable[tuple[str, str, Any]]) -> pl.DataFrame:
+    """Returns a row for each parameter, with the columns that `inspect` describes.
+
+    Args:
+        found: What the file calls a parameter, its official name, and what has its shape and dtype.
+    """
     rows = [
         (
             key,
