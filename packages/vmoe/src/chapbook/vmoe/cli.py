@@ -395,13 +395,10 @@ def inspect(
     """
     from chapbook.vmoe.official import inspect as listed
 
-    path = Path(source)
-    for folder in (path / "model", path):
+    for folder in (Path(source) / "model", Path(source)):
         if (folder / "weights.safetensors").exists():
-            from chapbook.vmoe.loading import listed_model
-
-            return _table(listed_model(folder), json)
-    return _table(listed(source), json)
+            source = str(folder / "weights.safetensors")
+    _table(listed(source), json)
 
 
 @app.command()

@@ -26,7 +26,15 @@ from chapbook.core import datasets
 from chapbook.core.data import Map, Source, arrays
 from chapbook.core.errors import Error, TableError
 from chapbook.core.tables import read_table, scan_table
-from chapbook.vmoe.augmentation import CentralCrop, Operation, augment
+from chapbook.vmoe.augmentation import (
+    CentralCrop,
+    HorizontalFlip,
+    InceptionCrop,
+    Operation,
+    RandAugment,
+    RandomShift,
+    augment,
+)
 from chapbook.vmoe.emojis import Emoji, draw_emoji, split_by_artist, word_classes
 from chapbook.vmoe.images import SUFFIXES, decode
 
@@ -284,6 +292,43 @@ def stratified(
         rows = np.flatnonzero(labels == each)
         taken[generator.permutation(rows)[: round(share * len(rows))]] = True
     return taken
+
+
+def pixels(files: Sequence[str | Path], size: int) -> UInt8[np.ndarray, "n size2 size2 3"]:
+    """Returns image files in one size, as `Images.at` does.
+
+    Args:
+        files: Their paths.
+        size: Pixels of a side.
+
+    Raises:
+        Error: There are none, or one of them cannot be read; with its path.
+    """
+    if not files:
+        raise Error("no image files are given")
+    held, crop = Encoded([Path(each) for each in files]), CentralCrop(size)
+    return np.stack([crop(held[row]) for row in range(len(held))])
+
+
+def operations(name: str, size: int) -> tuple[Operation, ...]:
+    """Returns what is done to an image in training, first what makes all of one size.
+
+    Args:
+        name: `none`, `shift` by 2 pixels, `crop` (random, with flips), or `randaugment`, which is
+            `crop` with two operations of magnitude 10 after it.
+        size: Pixels of a side.
+
+    Raises:
+        Error: There is no such augmentation.
+    """
+    crop = (InceptionCrop(size), HorizontalFlip())
+    known: dict[str, tuple[Operation, ...]] = {
+        "none": (CentralCrop(size),), "shift": (CentralCrop(size), RandomShift(2)), "crop": crop,
+        "randaugment": (*crop, RandAugment(2, 10)),
+    }  # fmt: skip
+    if name not in known:
+        raise Error(f"--augment {name} is none of {', '.join(known)}")
+    return known[name]
 
 
 def _public(name: str, part: str) -> Images:

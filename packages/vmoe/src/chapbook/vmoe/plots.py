@@ -166,6 +166,51 @@ def load_histogram(path: str | Path, table: pl.DataFrame, *, experts: int | None
     return Path(path)
 
 
+def capacity_curve(path: str | Path, table: pl.DataFrame) -> Path:
+    """Draws accuracy by capacity, a line for each order of filling and K.
+
+    Args:
+        path: The picture.
+        table: As `sweep` returns it, or means of several; a column `std` is drawn as bars.
+    """
+    keys = [name for name in ("batch_priority", "num_selected_experts") if name in table.columns]
+    percent = 1.0 if table["accuracy"].max() > 1 else 100.0
+
+    def draw(axes: Any) -> None:
+        for told, part in table.sort("actual_capacity").group_by(keys, maintain_order=True):
+            named = dict(zip(keys, told, strict=True))
+            name = "by score (BPR)" if named.get("batch_priority") else "in order"
+            if "num_selected_experts" in named:
+                name += f", K = {named['num_selected_experts']}"
+            spread = percent * part["std"] if "std" in part.columns else None
+            axes.errorbar(part["actual_capacity"], percent * part["accuracy"], spread,
+                          marker="o", label=name)  # fmt: skip
+        axes.set(xscale="log", xlabel="actual capacity C", ylabel="accuracy, %")
+        axes.legend()
+
+    cli.plot(path, draw, table)
+    return Path(path)
+
+
+def cost_curve(path: str | Path, table: pl.DataFrame) -> Path:
+    """Draws accuracy by cost, a line each for dense models and those with experts.
+
+    Args:
+        path: The picture.
+        table: Columns `sparse`, `gflops` of an image, `accuracy` and `std` in percent.
+    """
+
+    def draw(axes: Any) -> None:
+        for sparse, name in ((False, "dense"), (True, "with experts")):
+            part = table.filter(sparse=sparse).sort("gflops")
+            axes.errorbar(part["gflops"], part["accuracy"], part["std"], marker="o", label=name)
+        axes.set(xlabel="GFLOPs of an image", ylabel="accuracy, %")
+        axes.legend()
+
+    cli.plot(path, draw, table)
+    return Path(path)
+
+
 def _patches(table: pl.DataFrame, images: Mapping[Any, np.ndarray]) -> pl.DataFrame:
     """Returns the decisions on the images' patches, without those on a class token."""
     if not images:
