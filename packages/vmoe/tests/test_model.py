@@ -11,7 +11,7 @@ from chapbook.core import mesh, use
 from chapbook.core.errors import Error
 from chapbook.core.transformer import FFN
 from chapbook.vmoe.config import VMoEConfig
-from chapbook.vmoe.flops import buffer, flops
+from chapbook.vmoe.cost import buffer, flops
 from chapbook.vmoe.model import RULES, VisionTransformerMoE, feed_forward
 from chapbook.vmoe.moe import MoE
 from chapbook.vmoe.router import NoisyTopKRouter

@@ -33,7 +33,9 @@ def bright_or_dark(count: int, seed: int = 0):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     model = eqx.filter_jit(lambda key: VisionTransformerMoE(CONFIG, key=key))(jax.random.key(0))
-    recipe = TrainConfig.preset("small", steps=60, batch_size=32, capacity_factor=1.05, mixup=0.1)
+    recipe = TrainConfig.preset(
+        "small", steps=60, batch_size=32, learning_rate=1e-2, capacity_factor=1.05, mixup=0.1
+    )
     with Run(tmp_path_factory.mktemp("run") / "run", {}) as run:
         return fit(
             model, bright_or_dark(400), recipe, key=jax.random.key(1), run=run, quiet=True,
@@ -110,8 +112,9 @@ def test_rates_rise_and_fall_and_only_kernels_decay():
     state = rule.init(params)
     zeros = jax.tree.map(jnp.zeros_like, params)
     moved = []
+    update = jax.jit(rule.update)
     for _ in range(100):
-        updates, state = rule.update(zeros, state, params)
+        updates, state = update(zeros, state, params)
         moved.append(float(-updates.blocks[0].ffn.experts.w_in.sum()))
         assert not updates.position.any()
         assert not updates.norm.scale.any()

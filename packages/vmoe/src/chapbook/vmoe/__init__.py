@@ -18,10 +18,10 @@ if TYPE_CHECKING:
         mixup,
     )
     from chapbook.vmoe.config import VMoEConfig
+    from chapbook.vmoe.cost import Cost, flops
     from chapbook.vmoe.data import Images, emoji, mnist5k, read_images
     from chapbook.vmoe.evaluating import features, probabilities, sweep
-    from chapbook.vmoe.fewshot import Task, choose_penalty, fewshot
-    from chapbook.vmoe.flops import Cost, flops
+    from chapbook.vmoe.few_shot import Task, choose_penalty, fewshot
     from chapbook.vmoe.loading import adapt, load_timm, load_vit_npz, load_vmoe, parameters_of
     from chapbook.vmoe.model import RULES, RoutingMetrics, VisionTransformerMoE
     from chapbook.vmoe.moe import LayerRouting, MoE
@@ -33,12 +33,13 @@ if TYPE_CHECKING:
     from chapbook.vmoe.training import TrainConfig, classification_loss, fit
 
 _HOMES = {
-    "augmentation": "CentralCrop HorizontalFlip InceptionCrop RandAugment RandomShift augment mixup",
+    "augmentation": "CentralCrop HorizontalFlip InceptionCrop RandAugment RandomShift augment "
+    "mixup",
     "config": "VMoEConfig",
     "data": "Images emoji mnist5k read_images",
     "evaluating": "features probabilities sweep",
-    "fewshot": "Task choose_penalty fewshot",
-    "flops": "Cost flops",
+    "few_shot": "Task choose_penalty fewshot",
+    "cost": "Cost flops",
     "loading": "adapt load_timm load_vit_npz load_vmoe parameters_of",
     "model": "RULES RoutingMetrics VisionTransformerMoE",
     "moe": "LayerRouting MoE",

@@ -281,8 +281,8 @@ def fewshot(
     Example: vmoe fewshot run --support flowers --query flowers-test --shots 1,5
     """
     from chapbook.vmoe.evaluating import features
-    from chapbook.vmoe.fewshot import Task, choose_penalty
-    from chapbook.vmoe.fewshot import fewshot as evaluated
+    from chapbook.vmoe.few_shot import Task, choose_penalty
+    from chapbook.vmoe.few_shot import fewshot as evaluated
     from chapbook.vmoe.saving import load
 
     held, _ = load(model)
@@ -393,12 +393,13 @@ def inspect(
 
     Example: vmoe inspect ViT-B_16.npz
     """
+    from chapbook.vmoe.loading import listed_model
     from chapbook.vmoe.official import inspect as listed
 
     for folder in (Path(source) / "model", Path(source)):
-        if (folder / "weights.safetensors").exists():
-            source = str(folder / "weights.safetensors")
-    _table(listed(source), json)
+        if (folder / "config.json").exists():
+            return _table(listed_model(folder), json)
+    return _table(listed(source), json)
 
 
 @app.command()
@@ -414,7 +415,7 @@ def flops(
     Example: vmoe flops B/16,E=8,K=2,every=2 --set capacity_factor=1.5
     """
     from chapbook.vmoe.config import VMoEConfig
-    from chapbook.vmoe.flops import flops as cost
+    from chapbook.vmoe.cost import flops as cost
 
     settings, _ = _split_sets(sets)
     shape = VMoEConfig.from_string(config, image_size=image_size, num_classes=classes, **settings)

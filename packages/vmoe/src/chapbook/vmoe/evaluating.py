@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from chapbook.core.data import Batches, Source, arrays
 from chapbook.core.errors import Error
-from chapbook.vmoe.flops import buffer, flops
+from chapbook.vmoe.cost import buffer, flops
 from chapbook.vmoe.model import VisionTransformerMoE
 from chapbook.vmoe.training import normalized
 

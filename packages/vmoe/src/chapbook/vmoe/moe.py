@@ -13,7 +13,7 @@ from chapbook.core.experts import Experts, Metrics, plan
 from chapbook.core.sharding import in_force
 from chapbook.core.transformer.dropout import split
 from chapbook.vmoe.config import VMoEConfig
-from chapbook.vmoe.flops import buffer
+from chapbook.vmoe.cost import buffer
 from chapbook.vmoe.router import NoisyTopKRouter, RoutingLosses
 
 

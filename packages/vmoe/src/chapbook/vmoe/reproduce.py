@@ -26,9 +26,9 @@ from chapbook.core.tables import read_table, write_table
 from chapbook.vmoe import plots
 from chapbook.vmoe.augmentation import HorizontalFlip, RandomShift, augment
 from chapbook.vmoe.config import VMoEConfig
+from chapbook.vmoe.cost import flops
 from chapbook.vmoe.data import Images, emoji, mnist5k
 from chapbook.vmoe.evaluating import sweep
-from chapbook.vmoe.flops import flops
 from chapbook.vmoe.model import VisionTransformerMoE
 from chapbook.vmoe.routes import route_table
 from chapbook.vmoe.routing_analysis import class_information

@@ -147,7 +147,7 @@ def _kernels(params: PyTree) -> PyTree:
 
     def kernel(path: Any, leaf: Any) -> bool:
         name = jax.tree_util.keystr(path)
-        apart = ("bias", "norm", "position", "token", "probe")
+        apart = ("bias", ".b_in", ".b_out", "norm", "position", "token", "probe")
         return leaf is not None and not any(word in name for word in apart)
 
     return jax.tree_util.tree_map_with_path(kernel, params)

@@ -6,7 +6,7 @@ import pytest
 from sklearn.linear_model import Ridge as Reference
 
 from chapbook.core.errors import Error
-from chapbook.vmoe.fewshot import (
+from chapbook.vmoe.few_shot import (
     BIAS,
     PENALTIES,
     SHOTS,
