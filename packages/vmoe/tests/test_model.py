@@ -26,6 +26,7 @@ SPARSE = VMoEConfig.from_string(
 def made(config: VMoEConfig = SPARSE, seed: int = 0) -> VisionTransformerMoE:
     model = eqx.filter_jit(lambda key: VisionTransformerMoE(config, key=key))(jax.random.key(seed))
     # The head begins with zeros, which would hide everything.
+    assert model.head is not None
     kernel = jax.random.normal(jax.random.key(1), model.head.kernel.shape)
     return eqx.tree_at(lambda m: m.head.kernel, model, kernel)
 
@@ -76,6 +77,8 @@ def test_importance_is_of_clean_gates_and_load_only_with_noise():
 def dense_of(moe: MoE, config: VMoEConfig) -> FFN:
     """Returns the dense layer that is the first expert."""
     e, ffn = moe.experts, feed_forward(config, jax.random.key(0))
+    assert e.b_in is not None
+    assert e.b_out is not None
     return eqx.tree_at(
         lambda f: (f.up, f.up_bias, f.down, f.down_bias),
         ffn,
@@ -202,8 +205,9 @@ def test_flops_are_those_that_the_compiler_counts():
     params, static = eqx.partition(shapes, lambda x: isinstance(x, jax.ShapeDtypeStruct))
     x = jax.ShapeDtypeStruct((8, 32, 32, 3), jnp.float32)
     lowered = jax.jit(lambda p, x: eqx.combine(p, static)(x)[0]).lower(params, x)
-    counted = lowered.cost_analysis()["flops"] / 8
-    assert flops(config).flops == pytest.approx(counted, rel=0.04)
+    analysis = lowered.cost_analysis()
+    assert analysis is not None
+    assert flops(config).flops == pytest.approx(analysis["flops"] / 8, rel=0.04)
 
 
 @pytest.mark.devices(8)

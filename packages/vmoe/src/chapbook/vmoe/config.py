@@ -174,7 +174,7 @@ class VMoEConfig:
         found = re.fullmatch(r"(\w+)/(\d+)", head)
         if not found or found[1] not in VARIANTS:
             raise Error(f"{text!r} is not {GRAMMAR}; variants are {', '.join(VARIANTS)}")
-        sizes = dict(zip(SIZES.values(), VARIANTS[found[1]], strict=True))
+        sizes: dict[str, Any] = dict(zip(SIZES.values(), VARIANTS[found[1]], strict=True))
         chosen: dict[str, Any] = {"patch_size": int(found[2])}
         placed: str | None = None
         for part in rest:

@@ -97,9 +97,9 @@ def _evaluated(model: VisionTransformerMoE, source: Source, batch_size: int) -> 
 
 @eqx.filter_jit
 def _predict(
-    model: VisionTransformerMoE, images: Array, valid: Array | None = None
+    model: VisionTransformerMoE, images: Array | np.ndarray, valid: Array | np.ndarray
 ) -> tuple[Array, Array, Array]:
-    logits, aux = model(normalized(jnp.asarray(images)), valid=valid)
+    logits, aux = model(normalized(jnp.asarray(images)), valid=jnp.asarray(valid))
     return logits, aux.dropped, aux.untouched
 
 

@@ -31,7 +31,7 @@ from chapbook.vmoe.patches import PatchEmbedding, positions, waves
 XAVIER = jax.nn.initializers.xavier_uniform()
 NORM = functools.partial(LayerNorm, epsilon=1e-6)
 # A batch is spread over all devices that hold different experts, too.
-RULES = CORE_RULES | {"batch": ("data", "fsdp", "expert"), "mlp": ("model", "tensor")}
+RULES = {**CORE_RULES, "batch": ("data", "fsdp", "expert"), "mlp": ("model", "tensor")}
 
 
 class RoutingMetrics(eqx.Module):
@@ -78,10 +78,10 @@ class AttentionPooling(eqx.Module):
         key: Randomness of the initial values.
     """
 
-    probe: Float[Array, "1 embed"] = axes(None, "embed")
     attention: Attention
     norm: LayerNorm
     ffn: FFN
+    probe: Float[Array, "1 embed"] = axes(None, "embed")
 
     def __init__(self, config: VMoEConfig, *, key: Key[Array, ""]):
         keys = jax.random.split(key, 3)
@@ -110,13 +110,13 @@ class VisionTransformerMoE(eqx.Module):
     config: VMoEConfig  # a leaf, not a static field, so that another can take its place
     remat: bool
     embedding: PatchEmbedding
-    token: Float[Array, " embed"] | None = axes("embed")
-    position: Float[Array, "tokens embed"] | None = axes(None, "embed")
     blocks: tuple[Block, ...]
     norm: LayerNorm
     pooling: AttentionPooling | None
     representation: Linear | None
     head: Linear | None
+    token: Float[Array, " embed"] | None = axes("embed")
+    position: Float[Array, "tokens embed"] | None = axes(None, "embed")
 
     def __init__(self, config: VMoEConfig, *, key: Key[Array, ""]):
         c, width = config, config.hidden_size
@@ -170,13 +170,10 @@ class VisionTransformerMoE(eqx.Module):
             key: As in a call.
         """
         tokens, layers = self.tokens(images, valid=valid, key=key)
-        match self.config.classifier:
-            case "gap":
-                x = tokens.mean(1)
-            case "map":
-                x = self.pooling(tokens)
-            case _:
-                x = tokens[:, 0]
+        if self.pooling is not None:
+            x = self.pooling(tokens)
+        else:
+            x = tokens.mean(1) if self.config.classifier == "gap" else tokens[:, 0]
         if self.representation is not None:
             x = jnp.tanh(self.representation(x))
         loss = sum((layer.loss for layer in layers), jnp.zeros(()))

@@ -81,6 +81,7 @@ class MoE(eqx.Module):
         biases = tuple(
             jnp.broadcast_to(1e-6 * jax.random.normal(key, bias.shape[1:]), bias.shape)
             for key, bias in ((third, experts.b_in), (fourth, experts.b_out))
+            if bias is not None
         )
         self.experts = eqx.tree_at(lambda e: (e.b_in, e.b_out), experts, biases)
 

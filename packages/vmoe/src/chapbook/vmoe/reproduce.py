@@ -80,6 +80,7 @@ def reproduce(
     numbers = range(seed, seed + count)
     rows: list[Row] = []
     with Run(path, told, fresh=fresh) as run, compiled_once():
+        single = []
         if {"bpr", "routing"} & set(claims):
             single = [_digits(run, each, 1, length, quiet) for each in numbers]
         if "bpr" in claims:
@@ -150,7 +151,7 @@ def _priority(run: Run, models: Sequence[Digits], epochs: float) -> list[Row]:
     )  # fmt: skip
     write_table(found, run.path / "bpr.csv")
     curve = found.group_by("capacity_factor", "batch_priority").agg(
-        (100 * pl.col("accuracy")).mean(), (100 * pl.col("accuracy")).std(ddof=0).alias("std"),
+        (pl.col("accuracy") * 100).mean(), (pl.col("accuracy") * 100).std(ddof=0).alias("std"),
         pl.col("dropped").mean(), pl.col("actual_capacity").mean(),
     ).sort("capacity_factor", "batch_priority")  # fmt: skip
     plots.capacity_curve(run.plots / "bpr.png", curve)

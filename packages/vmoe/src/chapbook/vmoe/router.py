@@ -79,7 +79,7 @@ class NoisyTopKRouter(eqx.Module):
         logits = router_logits(x, self.kernel, valid)
         sigma = config.noise_std / experts if key is not None else 0.0
         noisy = logits
-        if sigma:
+        if key is not None and sigma:
             noisy = logits + sigma * jax.random.normal(key, logits.shape, logits.dtype)
         gates = jax.nn.softmax(noisy)
         chosen = top_k(gates, config.num_selected_experts, normalize=config.normalize, valid=valid)

@@ -64,8 +64,10 @@ def route_table(
 
 
 @eqx.filter_jit
-def _routes(model: VisionTransformerMoE, images: Array, valid: Array) -> list[dict[str, Array]]:
-    _, layers = model.tokens(normalized(jnp.asarray(images)), valid=valid)
+def _routes(
+    model: VisionTransformerMoE, images: np.ndarray, valid: np.ndarray
+) -> list[dict[str, Array]]:
+    _, layers = model.tokens(normalized(jnp.asarray(images)), valid=jnp.asarray(valid))
     return [
         {"expert": each.expert, "weight": each.weight, "position": each.position, "kept": each.kept}
         for each in layers

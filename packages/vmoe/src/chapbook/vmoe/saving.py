@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -62,7 +63,9 @@ def load(folder: str | Path) -> tuple[VisionTransformerMoE, list[str] | None]:
         raise Error(f"{folder} is no folder of a model: {problem}") from None
     if "vmoe" not in told:
         raise Error(f"{path} is no configuration of a model; it lacks `vmoe`")
-    sets = {name: tuple(v) if isinstance(v, list) else v for name, v in told["vmoe"].items()}
+    sets: dict[str, Any] = {
+        name: tuple(v) if isinstance(v, list) else v for name, v in told["vmoe"].items()
+    }
     known = {field.name for field in dataclasses.fields(VMoEConfig)}
     if unknown := sorted(set(sets) - known):
         raise Error(f"{path} has settings that this version does not know: {', '.join(unknown)}")
