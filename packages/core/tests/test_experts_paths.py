@@ -73,30 +73,38 @@ def assert_near(found, wanted, tolerance):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * max(1, np.abs(b).max()))
 
 
+# Each path is one more program to compile, so that not every case goes along every path.
+MOVED, BLOCKED = ("scatter", None), ("grouped", "blocked")
 CASES = {
-    "one choice of one expert": {"count": 1, "k": 1},
-    "no capacity, padding": {"count": 5, "k": 2, "padding": 4},
-    "dropped choices, padding": {"count": 5, "k": 2, "capacity": 8, "padding": 4},
-    "four choices of 17 experts, some empty": {"count": 17, "k": 4, "capacity": 12, "scale": 4},
-    "one expert takes nearly all": {"count": 3, "k": 1, "scale": 60},
-    "all is padding": {"count": 5, "k": 2, "capacity": 8, "padding": TOKENS},
-    "renormalised after dropping": {"count": 5, "k": 3, "capacity": 10, "normalize": "after"},
+    "one choice of one expert": ({"count": 1, "k": 1}, [BLOCKED]),
+    "no capacity, padding": ({"count": 5, "k": 2, "padding": 4}, PATHS),
+    "dropped choices": ({"count": 5, "k": 2, "capacity": 8, "padding": 4}, [MOVED, BLOCKED]),
+    "all is padding": ({"count": 5, "k": 2, "capacity": 8, "padding": TOKENS}, [MOVED, BLOCKED]),
+    "four choices of 17 experts, some of which get none": (
+        {"count": 17, "k": 4, "capacity": 12, "scale": 4.0},
+        [MOVED, BLOCKED],
+    ),
+    "one expert takes nearly all": ({"count": 3, "k": 1, "scale": 60.0}, [BLOCKED]),
+    "renormalised after dropping": (
+        {"count": 5, "k": 3, "capacity": 10, "normalize": "after"},
+        [MOVED],
+    ),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_path_gives_what_all_experts_on_all_tokens_give(case, monkeypatch):
-    options = {"padding": 0, "scale": 1.0, "capacity": None, **CASES[case]}
+    options, paths = CASES[case]
+    options = {"padding": 0, "scale": 1.0, "capacity": None, **options}
     given = inputs(options.pop("count"), scale=options.pop("scale"))
     valid = jnp.arange(TOKENS) < TOKENS - options.pop("padding")
     wanted = run(given, valid, "all", **options)
     if "normalize" not in options:
         y = in_numpy(given, np.asarray(valid), options["k"], options["capacity"])
         assert_near(wanted[0][1][0], y, 1e-5)
-    for how, back_end in PATHS:
+    for how, back_end in paths:
         monkeypatch.setenv("CHAPBOOK_GROUPED", back_end or "")
-        found = run(given, valid, how, back_end=back_end, **options)
-        assert_near(found, wanted, 1e-5)
+        assert_near(run(given, valid, how, back_end=back_end, **options), wanted, 1e-5)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(wanted))
 
 
@@ -105,7 +113,7 @@ def test_the_paths_agree_to_the_last_digits_in_float64():
         given = jax.tree.map(lambda a: a.astype(np.float64), inputs(5))
         valid = jnp.arange(TOKENS) > 2
         (_, (wanted, _)), wanted_gradients = run(given, valid, "all", k=2, capacity=8)
-        for how in ("scatter", "grouped", "einsum"):
+        for how in ("grouped", "einsum"):
             (_, (y, _)), gradients = run(given, valid, how, k=2, capacity=8)
             assert y.dtype == np.float64
             assert_near((y, gradients), (wanted, wanted_gradients), 1e-12)
@@ -132,17 +140,19 @@ def test_blocks_of_every_length_give_what_one_product_gives():
 
 def test_groups_are_layers_of_their_own():
     given, valid = inputs(5, tokens=36), jnp.arange(36) % 7 > 0
-    for how in ("scatter", "grouped"):
-        options = {"k": 2, "capacity": 4, "normalize": "before"}
-        (_, (whole, told)), gradients = run(given, valid, how, num_groups=3, **options)
-        each = [
-            run(given._replace(x=x), v, "scatter", **options)
-            for x, v in zip(given.x.reshape(3, 12, -1), valid.reshape(3, 12), strict=True)
-        ]
-        assert_near(whole, jnp.concatenate([y for (_, (y, _)), _ in each]), 1e-5)
-        summed = functools.partial(jax.tree.map, lambda *parts: sum(parts))
-        assert_near(told, summed(*[told for (_, (_, told)), _ in each]), 1e-5)
-        assert gradients.x.shape == given.x.shape
+
+    @functools.partial(jax.jit, static_argnums=(2, 3))
+    def layer(x, valid, how, num_groups):
+        gates = jax.nn.softmax(experts.router_logits(x, given.router))
+        chosen = experts.top_k(gates, 2, normalize="before", valid=valid)
+        return given.bank(x, chosen, how=how, num_groups=num_groups, capacity=4)
+
+    parts = zip(given.x.reshape(3, 12, -1), valid.reshape(3, 12), strict=True)
+    each, tolds = zip(*[layer(x, v, "scatter", 1) for x, v in parts], strict=True)
+    for how in ("scatter", "grouped", "einsum"):
+        whole, told = layer(given.x, valid, how, 3)
+        assert_near(whole, jnp.concatenate(each), 1e-5)
+        assert_near(told, jax.tree.map(lambda *parts: sum(parts), *tolds), 1e-5)
 
 
 def test_with_room_for_all_a_permutation_of_tokens_is_one_of_outputs():
@@ -208,7 +218,7 @@ def test_gradients_are_those_of_finite_differences():
         def loss(logits):
             gates = jax.nn.softmax(logits)
             found = jnp.zeros(())
-            for normalize, capacity in (("none", None), ("before", 3), ("after", 3)):
+            for normalize, capacity in (("before", None), ("after", 3)):
                 chosen = experts.top_k(gates, 2, normalize=normalize, valid=valid)
                 y, _ = given.bank(given.x, chosen, capacity=capacity)
                 found += jnp.sum(jnp.sin(y))
@@ -236,7 +246,7 @@ def test_bfloat16_activations_are_routed_as_in_float32():
         assert (y.dtype, found.weight.dtype) == (jnp.bfloat16, jnp.float32)
         np.testing.assert_array_equal(found.expert, chosen.expert)
         np.testing.assert_allclose(found.weight, chosen.weight, rtol=1e-6)
-        np.testing.assert_allclose(y.astype("float32"), wanted, atol=0.03 * jnp.abs(wanted).max())
+        np.testing.assert_allclose(y.astype("float32"), wanted, atol=0.03 * np.abs(wanted).max())
 
 
 @pytest.mark.parametrize("how", ["scatter", "grouped"])

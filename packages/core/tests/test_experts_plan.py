@@ -220,8 +220,8 @@ def test_the_dispatcher_of_vmoe_gives_the_same_slots_with_and_without_batch_prio
 
 
 def test_the_second_expert_is_drawn_as_its_policy_says():
-    logits = jnp.asarray(np.tile(np.float32([2.0, 1.0, 0.0, -1.0]), (20_000, 1)))
-    gates = softmax(np.float32([2, 1, 0, -1]))
+    logits = jnp.asarray(np.tile(np.array([2, 1, 0, -1], np.float32), (20_000, 1)))
+    gates = softmax(np.array([2, 1, 0, -1], np.float32))
     sampled = experts.top_2_gshard(logits, policy="sampling", key=jax.random.key(0))
     assert (sampled.expert[:, 0] == 0).all()
     share = np.bincount(sampled.expert[:, 1], minlength=4) / 20_000

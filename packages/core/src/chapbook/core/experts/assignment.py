@@ -149,7 +149,7 @@ def top_2_gshard(
         logits = logit_cap * jnp.tanh(logits / logit_cap)
     gates = jax.nn.softmax(logits)
     weight, expert = jax.lax.top_k(gates, 2)
-    if policy == "sampling":
+    if policy == "sampling" and key is not None:
         others = jnp.where(expert[..., :1] == jnp.arange(experts), -jnp.inf, logits)
         noise = jax.random.gumbel(key, logits.shape, logits.dtype)
         second = jnp.argmax(others + noise, axis=-1, keepdims=True)
@@ -157,7 +157,7 @@ def top_2_gshard(
         weight = jnp.take_along_axis(gates, expert, axis=-1)
     if normalize == "before":
         weight = _shares(weight, valid, EPSILON)
-    if policy == "random":
+    if policy == "random" and key is not None:
         bound = weight / max(threshold, EPSILON)
         drawn = jax.random.uniform(key, weight.shape[:-1], weight.dtype) < bound[..., 1]
         taken = jnp.stack([jnp.ones_like(drawn), drawn], axis=-1)

@@ -171,7 +171,7 @@ def _blocked_backward(expert_fn: ExpertFn, precision: Any, saved: Any, gradient:
 
 _blocked.defvjp(_blocked_forward, _blocked_backward)
 
-BACK_ENDS: dict[str, Callable[..., Array]] = {"blocked": _blocked, "ragged": _ragged}
+BACK_ENDS: dict[str, Any] = {"blocked": _blocked, "ragged": _ragged}
 PLATFORMS = {"tpu": "ragged"}
 
 

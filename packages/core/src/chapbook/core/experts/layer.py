@@ -89,11 +89,7 @@ def moe(
         return expert_fn(eqx.combine(params, static), *rest)
 
     buffers = functools.partial(on_buffers, expert, params, key=key, precision=precision)
-    if how == "grouped" and mesh_axis is None:
-        place, sizes = runs(plans)
-        y = on_runs(expert, params, place.gather(x), sizes, key, precision)
-        y = place.combine(y, plans.weight.reshape(place.row.shape))
-    elif how == "grouped":
+    if how == "grouped" and mesh_axis is not None:
 
         def here(rows: Array, number: Array) -> Array:
             held = len(jax.tree.leaves(params)[0])
@@ -103,6 +99,10 @@ def moe(
         y, plans = exchange_runs(
             here, x, plans, mesh_axis, overflow_factor=overflow_factor, dtype=exchange_dtype
         )
+    elif how == "grouped":
+        place, lengths = runs(plans)
+        y = on_runs(expert, params, place.gather(x), lengths, key, precision)
+        y = place.combine(y, plans.weight.reshape(place.row.shape))
     elif how == "all":
         y = _all(buffers, x, plans)
     else:
