@@ -35,6 +35,12 @@ def images(count: int = 3, seed: int = 0) -> jax.Array:
     return jax.random.normal(jax.random.key(seed), (count, 8, 8, 3))
 
 
+@eqx.filter_jit
+def moe_of(config: VMoEConfig) -> MoE:
+    return MoE(config, key=jax.random.key(3))
+
+
+apply = eqx.filter_jit(lambda layer, x: layer(x))
 call = eqx.filter_jit(lambda model, x, valid=None, key=None: model(x, valid=valid, key=key))
 
 
@@ -95,10 +101,10 @@ def dense_of(moe: MoE, config: VMoEConfig) -> FFN:
 )
 def test_one_expert_or_equal_ones_with_weights_of_sum_one_are_the_dense_layer(changes):
     config = dataclasses.replace(SPARSE, **changes)
-    moe = MoE(config, key=jax.random.key(3))
+    moe = moe_of(config)
     x = jax.random.normal(jax.random.key(1), (3, 5, 16))
-    y, report = moe(x)
-    np.testing.assert_allclose(y, dense_of(moe, config)(x), rtol=1e-5, atol=1e-6)
+    y, report = apply(moe, x)
+    np.testing.assert_allclose(y, apply(dense_of(moe, config), x), rtol=1e-5, atol=1e-6)
     assert report.kept.all()
 
 
@@ -152,13 +158,13 @@ def test_padding_images_change_no_real_output_and_take_no_room():
 
 def test_a_token_that_no_expert_sees_passes_unchanged_and_gradients_stay_finite():
     config = dataclasses.replace(SPARSE, capacity_factor=1e-6, capacity_multiple=1, group_size=200)
-    moe = MoE(config, key=jax.random.key(3))
+    moe = moe_of(config)
     x = jax.random.normal(jax.random.key(1), (40, 5, 16))
-    y, report = moe(x)
+    y, report = apply(moe, x)
     lost = ~np.asarray(report.kept).any(-1)
     assert lost.sum() > 150
     np.testing.assert_array_equal(np.asarray(y)[lost], 0)
-    grads = eqx.filter_grad(lambda m: m(x)[0].sum() + m(x)[1].loss)(moe)
+    grads = eqx.filter_jit(eqx.filter_grad(lambda m: m(x)[0].sum() + m(x)[1].loss))(moe)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(eqx.filter(grads, eqx.is_array)))
 
 
@@ -211,7 +217,10 @@ def test_flops_are_those_that_the_compiler_counts():
 
 
 @pytest.mark.devices(8)
-@pytest.mark.parametrize("axes", ["data=2,expert=4", "data=2,expert=2,model=2"])
+@pytest.mark.parametrize(
+    "axes",
+    ["data=2,expert=2,model=2", pytest.param("data=2,expert=4", marks=pytest.mark.slow)],
+)
 def test_a_mesh_gives_the_values_and_gradients_of_one_device(axes):
     model = made().with_routing(capacity_factor=0.8, group_size=10)
     x = images(16)

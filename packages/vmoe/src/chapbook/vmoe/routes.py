@@ -65,7 +65,7 @@ def route_table(
 
 @eqx.filter_jit
 def _routes(
-    model: VisionTransformerMoE, images: np.ndarray, valid: np.ndarray
+    model: VisionTransformerMoE, images: Array | np.ndarray, valid: Array | np.ndarray
 ) -> list[dict[str, Array]]:
     _, layers = model.tokens(normalized(jnp.asarray(images)), valid=jnp.asarray(valid))
     return [
