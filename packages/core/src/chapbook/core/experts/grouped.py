@@ -39,9 +39,7 @@ def on_buffers(
 ) -> Float[Array, "experts slots outputs"]:
     """Applies each expert to its buffer: one batched product for each product of an expert."""
     matmul = functools.partial(_product, precision)
-    if key is None:
-        return jax.vmap(lambda p, r: expert_fn(p, r, matmul, None))(params, rows)
-    keys = jax.random.split(key, len(rows))
+    keys = None if key is None else jax.random.split(key, len(rows))
     return jax.vmap(lambda p, r, k: expert_fn(p, r, matmul, k))(params, rows, keys)
 
 

@@ -77,10 +77,7 @@ def moe(
     how = ("grouped" if capacity is None else "scatter") if how == "auto" else how
     if how not in ("all", "einsum", "scatter", "grouped") or (how == "all" and mesh_axis):
         raise Error(f'how "{how}" is none of auto, einsum, scatter, grouped, or all on one device')
-    if capacity is None:  # no token competes with another
-        num_groups = 1
-    if len(x) % num_groups:
-        raise Error(f"{len(x)} tokens do not divide into {num_groups} groups; add padding")
+    num_groups = _groups(len(x), capacity, num_groups)
     params, static = eqx.partition(params, eqx.is_inexact_array)
     x, params = alike((x, params))
     plans = _plans(assignment, capacity, priority, num_groups, how)
@@ -113,6 +110,14 @@ def moe(
             y = exchange_buffers(buffers, rows, mesh_axis, exchange_dtype)
         y = combine(plans, y, how=how).reshape(len(x), -1)
     return y.astype(x.dtype), metrics(plans.assignment, plans)
+
+
+def _groups(tokens: int, capacity: int | None, num_groups: int) -> int:
+    if capacity is None:  # no token competes with another
+        return 1
+    if tokens % num_groups:
+        raise Error(f"{tokens} tokens do not divide into {num_groups} groups; add padding")
+    return num_groups
 
 
 def _plans(
@@ -272,6 +277,7 @@ class Experts(eqx.Module):
             return call(
                 x, assignment, params=self, priority=priority, num_groups=num_groups, key=key
             )
+        num_groups = _groups(len(x), capacity, num_groups)
         if capacity is not None and num_groups % devices:
             over_axes = ",".join(f"{axis}={mesh.shape[axis]}" for axis in tokens)
             raise Error(
