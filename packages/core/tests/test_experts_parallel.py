@@ -2,6 +2,7 @@
 
 import functools
 import re
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,12 @@ from chapbook.core.sharding import RULES
 
 TOKENS, EMBED, HIDDEN, COUNT = 64, 8, 16, 8
 FORMS = {"capacity": {"capacity": 3}, "dropless": {"capacity": None}}
+
+
+@pytest.fixture(autouse=True)
+def one_length_of_blocks(monkeypatch):
+    """Compiles less; tests of the paths go through all lengths."""
+    monkeypatch.setattr(sys.modules["chapbook.core.experts.grouped"], "BLOCKS", {"cpu": (16,)})
 
 
 def make(key):
@@ -67,11 +74,9 @@ def assert_near(found, wanted):
     [
         ("expert=1", 1, "capacity"),
         ("expert=2", 2, "dropless"),
-        ("expert=8", 8, "capacity"),
         ("expert=8", 8, "dropless"),
         ("data=2,expert=2,model=2", 8, "capacity"),
-        ("data=2,expert=2,model=2", 8, "dropless"),
-        ("data=4,fsdp=2", 8, "capacity"),
+        ("data=2,fsdp=2,model=2", 8, "dropless"),
     ],
 )
 def test_any_mesh_gives_what_one_device_gives(text, devices, form):
@@ -82,7 +87,7 @@ def test_any_mesh_gives_what_one_device_gives(text, devices, form):
 
 @pytest.mark.devices(8)
 def test_experts_may_share_the_axis_of_the_data():
-    found, compiled = on(mesh("data=8"), {**RULES, "expert": "data"}, capacity=3)
+    found, compiled = on(mesh("data=4,fsdp=2"), {**RULES, "expert": "data"}, capacity=3)
     assert_near(found, on_one_device("capacity"))
     assert "all-to-all" in str(compiled.as_text())
 
