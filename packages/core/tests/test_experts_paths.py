@@ -323,13 +323,17 @@ def test_an_expert_function_of_ones_own_runs_on_every_path():
 
 def test_what_cannot_be_is_said(monkeypatch):
     given = inputs(5)
-    chosen = experts.top_k(jax.nn.softmax(given.x @ given.router), 2)
+    chosen = experts.fixed(jnp.zeros((TOKENS, 1), int), jnp.ones((TOKENS, 1)), 5)
+
+    def layer(**options):
+        return jax.eval_shape(lambda x: given.bank(x, chosen, **options)[0], given.x)
+
     with pytest.raises(Error, match="37 tokens do not divide into 2 groups; add padding"):
-        given.bank(given.x, chosen, num_groups=2, capacity=3)
+        layer(num_groups=2, capacity=3)
     with pytest.raises(Error, match='how "dense" is none of auto, einsum, scatter, grouped'):
-        given.bank(given.x, chosen, how="dense")
+        layer(how="dense")
     with pytest.raises(Error, match='how "grouped" is neither scatter nor einsum'):
         experts.dispatch(experts.plan(chosen, 3), given.x, how="grouped")
     monkeypatch.setenv("CHAPBOOK_GROUPED", "gmm")
     with pytest.raises(Error, match="CHAPBOOK_GROUPED=gmm is none of blocked, ragged"):
-        given.bank(given.x, chosen)
+        layer()
