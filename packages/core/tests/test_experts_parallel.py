@@ -2,6 +2,7 @@
 
 import functools
 import re
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,12 @@ from chapbook.core.sharding import RULES
 
 TOKENS, EMBED, HIDDEN, COUNT = 64, 8, 16, 8
 FORMS = {"capacity": {"capacity": 3}, "dropless": {"capacity": None}}
+
+
+@pytest.fixture(autouse=True)
+def one_length_of_blocks(monkeypatch):
+    """Compiles less; tests of the paths go through all lengths."""
+    monkeypatch.setattr(sys.modules["chapbook.core.experts.grouped"], "BLOCKS", {"cpu": (16,)})
 
 
 def make(key):
@@ -67,11 +74,9 @@ def assert_near(found, wanted):
     [
         ("expert=1", 1, "capacity"),
         ("expert=2", 2, "dropless"),
-        ("expert=8", 8, "capacity"),
         ("expert=8", 8, "dropless"),
         ("data=2,expert=2,model=2", 8, "capacity"),
-        ("data=2,expert=2,model=2", 8, "dropless"),
-        ("data=4,fsdp=2", 8, "capacity"),
+        ("data=2,fsdp=2,model=2", 8, "dropless"),
     ],
 )
 def test_any_mesh_gives_what_one_device_gives(text, devices, form):
@@ -82,7 +87,7 @@ def test_any_mesh_gives_what_one_device_gives(text, devices, form):
 
 @pytest.mark.devices(8)
 def test_experts_may_share_the_axis_of_the_data():
-    found, compiled = on(mesh("data=8"), {**RULES, "expert": "data"}, capacity=3)
+    found, compiled = on(mesh("data=4,fsdp=2"), {**RULES, "expert": "data"}, capacity=3)
     assert_near(found, on_one_device("capacity"))
     assert "all-to-all" in str(compiled.as_text())
 
@@ -173,15 +178,15 @@ def test_rows_may_travel_in_bfloat16():
 def test_what_does_not_divide_is_refused_with_the_numbers():
     made, (x, router, bank) = mesh("data=2,expert=4"), inputs()
     with use(made), pytest.raises(Error) as caught:
-        loss(x, router, bank, capacity=3, num_groups=4)
+        jax.eval_shape(functools.partial(loss, capacity=3, num_groups=4), x, router, bank)
     assert str(caught.value) == (
         "num_groups=4 does not divide among the 8 devices of data=2,expert=4; "
         "each holds groups of its own"
     )
     six = experts.Experts(6, EMBED, HIDDEN, key=jax.random.key(0))
     with use(made), pytest.raises(Error, match="expert=6 is not divisible by expert=4"):
-        loss(x, router[:, :6], six, capacity=None)
-    chosen = experts.top_k(jax.nn.softmax(x @ router[:, :6]), 2)
+        jax.eval_shape(functools.partial(loss, capacity=None), x, router[:, :6], six)
+    chosen = experts.fixed(jnp.zeros((TOKENS, 1), int), jnp.ones((TOKENS, 1)), 6)
     split = jax.shard_map(
         lambda x, chosen: experts.moe(
             x, chosen, experts.Experts.apply, six, mesh_axis="expert", capacity=4
@@ -191,4 +196,4 @@ def test_what_does_not_divide_is_refused_with_the_numbers():
         out_specs=P("expert"),
     )
     with pytest.raises(Error, match="6 experts do not divide among the 4 devices of mesh axis"):
-        split(x, chosen)
+        jax.eval_shape(split, x, chosen)
