@@ -324,7 +324,7 @@ def routes(
     found = _read(data, label, False, names)
     size = held.config.image_size
     count = min(images, len(found))
-    part = found.take(_spread(len(found), count))
+    part = found.take(_drawn(len(found), count))
     pixels = part.at(size)[_all(count)]["image"]
     table = route_table(held, pixels, part.labels, names=found.names, batch_size=batch)
     write_table(table, out)
@@ -567,11 +567,11 @@ def _all(count: int) -> Any:
     return np.arange(count)
 
 
-def _spread(count: int, wanted: int) -> Any:
-    """Returns numbers of images, evenly spread over all of them, so that classes are too."""
+def _drawn(count: int, wanted: int) -> Any:
+    """Returns numbers of images in a random order, the same each time."""
     import numpy as np
 
-    return np.linspace(0, count - 1, wanted).round().astype(np.int64)
+    return np.random.default_rng(0).permutation(count)[:wanted]
 
 
 def _table(table: Any, json: bool) -> None:

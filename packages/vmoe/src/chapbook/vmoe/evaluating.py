@@ -32,6 +32,9 @@ def sweep(
 ) -> pl.DataFrame:
     """Evaluates a model under every combination of routings; each compiles once.
 
+    Images are taken in a shuffled order, the same each time: those that are computed together
+    compete for the same experts, and a group of one class alone would crowd a few of them.
+
     Args:
         model: Trained.
         source: Images and classes, named `image` and `label`.
@@ -66,7 +69,7 @@ def _evaluated(model: VisionTransformerMoE, source: Source, batch_size: int) -> 
     seen: list[tuple[np.ndarray, np.ndarray]] = []
     told: list[tuple[float, float]] = []
     seconds = 0.0
-    for batch in Batches(source, batch_size, shuffle=False, epochs=1, drop_last=False):
+    for batch in Batches(source, batch_size, epochs=1, drop_last=False):
         if not seen:
             jax.block_until_ready(_predict(model, batch["image"], batch["mask"]))  # compiles
         begun = time.perf_counter()

@@ -108,6 +108,8 @@ def _digits(run: Run, seed: int, selected: int, epochs: float, quiet: bool) -> D
         run, f"digits-K{selected}-{seed}", config, train.at(28),
         TrainConfig.preset("small", epochs=epochs), seed, augment(RandomShift(2)), quiet,
     )  # fmt: skip
+    # Images that are routed together are of all classes, as in training.
+    test = test.take(np.random.default_rng(seed).permutation(len(test)))
     # Small buffers are compared at their true size.
     return model.with_routing(capacity_multiple=1), test
 

@@ -284,5 +284,6 @@ def evaluation(valid: Source, mesh: Mesh | None = None, batch_size: int = 100) -
         right = logits.argmax(-1) == batch["label"]
         return {"accuracy": right.astype(jnp.float32), "loss": classification_loss(logits, targets)}
 
-    batches = Batches(valid, batch_size, shuffle=False, epochs=1, drop_last=False)
+    # Shuffled, because a group of one class alone would crowd a few experts.
+    batches = Batches(valid, batch_size, epochs=1, drop_last=False)
     return mean_over(each, batches, mesh=mesh, rules=RULES)
