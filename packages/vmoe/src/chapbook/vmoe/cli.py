@@ -57,6 +57,7 @@ Augment = Annotated[
 Validation = Annotated[
     float, typer.Option("--validation", min=0, max=0.9, help="Share of the images held back.")
 ]
+Workers = Annotated[int, typer.Option("--workers", min=0, help="Threads that decode.")]
 BatchSize = Annotated[int, typer.Option("--batch", min=1, help="Images computed at once.")]
 
 
@@ -83,7 +84,7 @@ def train(
     capacity: Capacity = None,
     bpr: Priority = None,
     sets: Sets = None,
-    workers: Annotated[int, typer.Option("--workers", min=0, help="Threads that decode.")] = 2,
+    workers: Workers = 2,
     precision: cli.Precision = "float32",
     mesh: cli.MeshText = "auto",
     devices: cli.Devices = None,
@@ -143,7 +144,7 @@ def finetune(
     capacity: Capacity = None,
     bpr: Priority = None,
     sets: Sets = None,
-    workers: Annotated[int, typer.Option("--workers", min=0, help="Threads that decode.")] = 2,
+    workers: Workers = 2,
     precision: cli.Precision = "float32",
     mesh: cli.MeshText = "auto",
     devices: cli.Devices = None,

@@ -179,7 +179,7 @@ def _priority(run: Run, models: Sequence[Digits], epochs: float) -> list[Row]:
     rows.append(("BPR, lost from C = 1 to 0.5", None, half, "points", None, 2.0))
     model, test = models[0]
     images = {n: test.picture(n) for n in range(6)}
-    pixels = np.stack([test.picture(n) for n in range(100)])
+    pixels = test.at(28)[np.arange(100)]["image"]
     routed = {
         c: route_table(model.with_routing(capacity_factor=c, batch_priority=True), pixels)
         for c in (1.0, 0.5, 0.15)
@@ -200,7 +200,7 @@ def _adaptive(run: Run, seeds: Sequence[int], epochs: float, quiet: bool) -> lis
     found = pl.concat(parts)
     write_table(found, run.path / "adaptive-k.csv")
     mean = found.group_by("num_selected_experts", "normalize").agg(
-        (100 * pl.col("accuracy")).mean()
+        (pl.col("accuracy") * 100).mean()
     )
     return [
         (f"trained with K = 2: accuracy at K = {k}, weights {name}", None, value, "%", None, None)
@@ -214,7 +214,7 @@ def _specialisation(run: Run, models: Sequence[Digits]) -> list[Row]:
     for number, (model, test) in enumerate(models):
 
         def routes(model: VisionTransformerMoE = model, test: Images = test) -> pl.DataFrame:
-            pixels = np.stack([test.picture(n) for n in range(len(test))])
+            pixels = test.at(28)[np.arange(len(test))]["image"]
             return route_table(model.with_routing(capacity_factor=4.0), pixels, test.labels)
 
         table = _kept(run, f"routes-{number}", routes)

@@ -93,12 +93,12 @@ class NoisyTopKRouter(eqx.Module):
         zero = jnp.zeros(())
         importance = load = gshard = z = zero
         if config.importance_weight:
-            importance = importance_loss(jax.nn.softmax(logits), valid=valid).mean()
+            importance = importance_loss(jax.nn.softmax(logits), valid=valid)
         if config.load_weight and sigma:
             k = config.num_selected_experts
-            load = load_loss(logits, noisy, k, sigma, valid=valid).mean()
+            load = load_loss(logits, noisy, k, sigma, valid=valid)
         if config.gshard_weight:
-            gshard = gshard_loss(gates, valid=valid).mean()
+            gshard = gshard_loss(gates, valid=valid)
         if config.z_weight:
-            z = z_loss(logits, valid=valid).mean()
+            z = z_loss(logits, valid=valid)
         return RoutingLosses(importance, load, gshard, z)

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Array, Int, Shaped
 
+from chapbook.core.data import Batches, arrays
 from chapbook.core.errors import Error
 from chapbook.vmoe.model import VisionTransformerMoE
 from chapbook.vmoe.training import normalized
@@ -47,14 +48,13 @@ def route_table(
         raise Error("there are no images")
     labels = None if labels is None else np.asarray(labels)
     parts = []
-    for start in range(0, len(images), batch_size):
-        part = np.asarray(images[start : start + batch_size])
-        count = len(part)
-        # The last batch has the size of the others, so that it compiles nothing.
-        padded = np.pad(part, [(0, min(batch_size, len(images)) - count), *[(0, 0)] * 3])
-        mask = np.arange(len(padded)) < count
-        for layer, found in zip(layers, jax.device_get(_routes(model, padded, mask)), strict=True):
-            parts.append(_rows(model, layer, {n: x[:count] for n, x in found.items()}, start))
+    size = min(batch_size, len(images))
+    source = arrays(image=images)
+    for number, batch in enumerate(Batches(source, size, shuffle=False, epochs=1, drop_last=False)):
+        routed = jax.device_get(_routes(model, batch["image"], batch["mask"]))
+        for layer, found in zip(layers, routed, strict=True):
+            real = {name: values[batch["mask"]] for name, values in found.items()}
+            parts.append(_rows(model, layer, real, number * size))
     table = pl.concat(parts).sort("image", "layer", maintain_order=True)
     if labels is None:
         return table

@@ -19,6 +19,7 @@ from chapbook.core.experts.metrics import Metrics, metrics
 from chapbook.core.experts.parallel import Axis, alike, exchange_buffers, exchange_runs
 from chapbook.core.experts.plan import Plan, plan
 from chapbook.core.sharding import axes, in_force, names, specs
+from chapbook.core.transformer.dropout import dropout
 
 LECUN = jax.nn.initializers.lecun_normal()  # standard deviation 1 / sqrt(inputs)
 Priority = str | Float[Array, " tokens"]
@@ -215,10 +216,7 @@ class Experts(eqx.Module):
             hidden = self.activation(hidden)
         else:
             hidden = self.activation(matmul(rows, self.w_gate, self.b_gate)) * hidden
-        if key is not None and self.dropout > 0:
-            kept = jax.random.bernoulli(key, 1 - self.dropout, hidden.shape)
-            hidden = jnp.where(kept, hidden / (1 - self.dropout), 0)
-        return matmul(hidden, self.w_out, self.b_out)
+        return matmul(dropout(hidden, self.dropout, key), self.w_out, self.b_out)
 
     def __call__(
         self,
