@@ -1,0 +1,57 @@
+"""Models as folders: `config.json`, `weights.safetensors`, and the tokenizer's file beside them."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import equinox as eqx
+import jax
+
+from chapbook.core.config import configure
+from chapbook.core.errors import Error
+from chapbook.core.io import write_json
+from chapbook.core.weights import load_weights, save_weights
+from chapbook.glam.config import GLaMConfig
+from chapbook.glam.model import GLaM
+
+
+def save(model: GLaM, folder: str | Path) -> None:
+    """Writes a model's folder; its `config.json` comes last, so that a folder with it is whole.
+
+    Args:
+        model: What is written.
+        folder: Made if missing.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = folder / "config.json"
+    config.unlink(missing_ok=True)
+    save_weights(model, folder / "weights.safetensors")
+    write_json(config, {"glam": dataclasses.asdict(model.config), "line": str(model.config)})
+
+
+def load(folder: str | Path) -> GLaM:
+    """Reads a model's folder.
+
+    Args:
+        folder: As `save` writes it, or a training's, with `model` in it.
+
+    Raises:
+        Error: It is no such folder, or its arrays do not fit its configuration.
+    """
+    folder = Path(folder)
+    if (folder / "model" / "config.json").exists():
+        folder = folder / "model"
+    path = folder / "config.json"
+    try:
+        told = json.loads(path.read_text())
+    except (OSError, ValueError) as problem:
+        raise Error(f"{folder} is no folder of a model: {problem}") from None
+    if "glam" not in told:
+        raise Error(f"{path} is no configuration of a model; it lacks `glam`")
+    known = {field.name for field in dataclasses.fields(GLaMConfig)}
+    if unknown := sorted(set(told["glam"]) - known):
+        raise Error(f"{path} has settings that this version does not know: {', '.join(unknown)}")
+    config = configure(GLaMConfig, base=GLaMConfig(**told["glam"]))
+    shapes = eqx.filter_eval_shape(GLaM, config, key=jax.random.key(0))
+    return load_weights(folder / "weights.safetensors", shapes)

@@ -1,0 +1,38 @@
+import pytest
+
+from chapbook.core.errors import Error
+from chapbook.glam.config import PRESETS, GLaMConfig
+
+
+def test_a_line_says_a_configuration_and_is_printed_again():
+    config = GLaMConfig.from_string("desk/8E,vocab=2048,context=256")
+    assert (config.num_layers, config.embed, config.num_experts) == (4, 128, 8)
+    assert str(config) == "desk/8E,vocab=2048,context=256"
+    for line in (*PRESETS, "0.1B/64E", "1.7B/8E,layers=2,width=8,heads=3,head=5"):
+        config = GLaMConfig.from_string(line)
+        assert GLaMConfig.from_string(str(config)) == config
+
+
+def test_experts_stand_in_every_other_layer():
+    assert list(GLaMConfig.preset("desk/4E").moe_layers) == [0, 2]
+    assert list(GLaMConfig.preset("desk/4E", moe_offset=1).moe_layers) == [1, 3]
+    assert list(GLaMConfig.preset("desk").moe_layers) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "settings", "message"),
+    [
+        ("big", {}, "'big' is no SIZE"),
+        ("desk,depth=3", {}, "'depth=3' in 'desk,depth=3' is not understood"),
+        ("desk/1E", {}, "two experts of a token need 2 or more"),
+        ("desk/4E,layers=3", {}, "num_layers=3 must be even"),
+        ("desk,width=0", {}, "embed=0 must be 1 or more"),
+        ("desk", {"capacity_factor": 0.0}, "capacity_factor=0.0"),
+        ("desk", {"group_size": 0}, "group_size=0"),
+        ("desk", {"aux_weight": -1.0}, "aux_weight=-1.0 must be 0 or above"),
+        ("desk", {"max_distance": 16}, "max_distance=16"),
+    ],
+)
+def test_a_value_out_of_its_range_is_refused(line, settings, message):
+    with pytest.raises(Error, match=message):
+        GLaMConfig.from_string(line, **settings)
