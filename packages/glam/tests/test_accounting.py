@@ -9,10 +9,11 @@ from chapbook.glam.accounting import UNEXPLAINED, cost, energy, ladder, power
 from chapbook.glam.config import GLaMConfig
 from chapbook.glam.model import GLaM
 
-SMALL = "desk/8E,vocab=512,context=64,layers=2,width=64,hidden=192,heads=2,head=16"
+SMALL = "desk/8E,vocab=512,context=64,layers=2,width=128,hidden=512,heads=2,head=64"
+DENSE = SMALL.replace("/8E", "").replace("layers=2", "layers=1")  # XLA counts a loop's body once
 
 
-@pytest.mark.parametrize("line", [SMALL, SMALL.replace("/8E", ""), "0.1B/64E", "64B/64E"])
+@pytest.mark.parametrize("line", [SMALL, DENSE, "0.1B/64E", "64B/64E"])
 def test_parameters_are_those_of_the_model(line):
     config = GLaMConfig.from_string(line)
     shapes = eqx.filter_eval_shape(GLaM, config, key=jax.random.key(0))
@@ -30,7 +31,7 @@ def test_the_papers_table_of_sizes_comes_out_but_for_the_rows_that_no_vocabulary
     assert largest == pytest.approx([1.1618e12, 9.6605e10], rel=1e-4)
 
 
-@pytest.mark.parametrize("line", [SMALL, SMALL.replace("/8E", "")])
+@pytest.mark.parametrize("line", [SMALL, DENSE])
 def test_operations_are_within_two_percent_of_the_compilers_count(line):
     config = GLaMConfig.from_string(line)
     model, tokens = eqx.filter_jit(GLaM)(config, key=jax.random.key(0)), jnp.zeros((4, 64), int)
