@@ -13,12 +13,12 @@ SMALL = "desk/8E,vocab=512,context=64,layers=2,width=128,hidden=512,heads=2,head
 DENSE = SMALL.replace("/8E", "").replace("layers=2", "layers=1")  # XLA counts a loop's body once
 
 
-@pytest.mark.parametrize("line", [SMALL, DENSE, "0.1B/64E", "64B/64E"])
+@pytest.mark.parametrize("line", [SMALL, DENSE, "0.1B/64E", "64B/64E", "desk/1E"])
 def test_parameters_are_those_of_the_model(line):
     config = GLaMConfig.from_string(line)
     shapes = eqx.filter_eval_shape(GLaM, config, key=jax.random.key(0))
     assert cost(config).parameters == sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    spared = config.num_experts and (config.num_experts - 2) * len(config.moe_layers)
+    spared = max(config.num_experts - 2, 0) * len(config.moe_layers)
     expert = 2 * config.embed * config.hidden
     assert cost(config).activated == cost(config).parameters - spared * expert
 

@@ -1,6 +1,7 @@
 import pytest
 
 from chapbook.core.errors import Error
+from chapbook.glam.accounting import cost
 from chapbook.glam.config import PRESETS, GLaMConfig
 
 
@@ -24,7 +25,7 @@ def test_experts_stand_in_every_other_layer():
     [
         ("big", {}, "'big' is no SIZE"),
         ("desk,depth=3", {}, "'depth=3' in 'desk,depth=3' is not understood"),
-        ("desk/1E", {}, "two experts of a token need 2 or more"),
+        ("desk", {"num_experts": -1}, "num_experts=-1 must be 0"),
         ("desk/4E,layers=3", {}, "num_layers=3 must be even"),
         ("desk,width=0", {}, "embed=0 must be 1 or more"),
         ("desk", {"capacity_factor": 0.0}, "capacity_factor=0.0"),
@@ -36,3 +37,12 @@ def test_experts_stand_in_every_other_layer():
 def test_a_value_out_of_its_range_is_refused(line, settings, message):
     with pytest.raises(Error, match=message):
         GLaMConfig.from_string(line, **settings)
+
+
+def test_the_dense_counterpart_computes_as_much_for_a_token():
+    sparse = GLaMConfig.from_string("0.1B/64E,vocab=2048")
+    dense = sparse.dense_counterpart()
+    assert str(dense) == "0.1B/1E,vocab=2048,expert=6144"
+    routers = 2 * len(sparse.moe_layers) * sparse.embed * 64
+    assert cost(sparse).flops == cost(dense).flops + routers
+    assert dense.dense_counterpart() is dense

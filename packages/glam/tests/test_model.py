@@ -125,6 +125,21 @@ def test_without_experts_the_model_is_dense_and_reports_no_routing():
     assert routing.layers is None and routing.loss == 0 and routing.dropped == 0
 
 
+def test_one_expert_is_a_layer_without_gate_and_router():
+    config = GLaMConfig.from_string(LINE.replace("/4E", "/1E"), expert_hidden=48)
+    model = made(config)
+    first, second = model.layers.layers.layers
+    assert (first.ffn.gate is None, first.ffn.up.shape) == (True, (2, 16, 48))
+    assert second.ffn.gate is not None
+    # So is a bank of two equal experts.
+    bank = MoE(GLaMConfig.from_string(LINE.replace("/4E", "/2E,expert=48")), key=jax.random.key(0))
+    pair = jnp.stack([first.ffn.up[0]] * 2), jnp.stack([first.ffn.down[0]] * 2)
+    bank = eqx.tree_at(lambda b: (b.experts.w_in, b.experts.w_out), bank, pair)
+    x = jax.random.normal(jax.random.key(1), (1, 5, 16))
+    layer = jax.tree.map(lambda leaf: leaf[0], first.ffn)
+    np.testing.assert_allclose(bank(x)[0], layer(x), atol=1e-5)
+
+
 def test_the_order_of_layers_is_an_option():
     model = made(GLaMConfig.from_string(LINE, moe_offset=1))
     kinds = [type(block.ffn).__name__ for block in model.layers.layers.layers]

@@ -77,19 +77,20 @@ def cost(config: GLaMConfig, context: int | None = None) -> Cost:
     sparse = len(c.moe_layers)
     attention = 4 * width * inner
     feed_forward = (3 if c.gated else 2) * width * c.hidden
-    expert = 2 * width * c.hidden
+    expert = 2 * width * c.expert_width
+    routers = sparse * width * c.num_experts if c.num_experts > 1 else 0
     vectors = (2 * c.num_layers + 1) * width + c.num_layers * c.num_heads * c.buckets
     matrices = (
         c.vocab_size * width + c.num_layers * attention + (c.num_layers - sparse) * feed_forward
-        + sparse * width * c.num_experts
+        + routers
     )  # fmt: skip
-    active = matrices + sparse * 2 * expert
+    active = matrices + sparse * min(c.num_experts, 2) * expert
     mixing = 4.0 * c.num_layers * length * inner
     layer = 2 * 3 * (width + inner) + 2 * (width + inner)
     rows = (
         c.num_layers * layer // 2
         + (c.num_layers - sparse) * (3 if c.gated else 2) * (width + c.hidden)
-        + sparse * (c.num_experts * 2 * (width + c.hidden) + width + c.num_experts)
+        + sparse * (c.num_experts * 2 * (width + c.expert_width) + width + c.num_experts)
         + c.vocab_size + width + vectors
     )  # fmt: skip
     parameters = matrices + sparse * c.num_experts * expert + vectors

@@ -23,9 +23,9 @@ PRESETS = {
 }
 SIZES = {
     "layers": "num_layers", "width": "embed", "hidden": "hidden", "heads": "num_heads",
-    "head": "head_dim", "vocab": "vocab_size", "context": "context",
+    "head": "head_dim", "vocab": "vocab_size", "context": "context", "expert": "expert_hidden",
 }  # fmt: skip
-GRAMMAR = "SIZE[/nE][,vocab=,context=,layers=,width=,hidden=,heads=,head=]"
+GRAMMAR = "SIZE[/nE][,vocab=,context=,layers=,width=,hidden=,heads=,head=,expert=]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +39,10 @@ class GLaMConfig:
         num_heads: Attention heads, n.
         head_dim: Width of a head, d.
         vocab_size: Tokens that there are.
-        num_experts: Experts in each layer that has some, E; 0 makes a dense model.
+        num_experts: Experts in each layer that has some, E; 0 makes a dense model, and 1 an expert
+            for all tokens in those layers, without a router.
         context: Tokens that the model is trained on at a time; it may be given longer ones.
+        expert_hidden: Width within an expert; `hidden` if None.
         moe_offset: 0 puts experts into layers 0, 2, 4, ..., 1 into 1, 3, 5, ...
         gated: Whether dense feed-forward layers have a gate (GEGLU). Experts have none.
         activation: Of experts: the paper's text says `gelu`, the public code has `relu` by default.
@@ -79,6 +81,7 @@ class GLaMConfig:
     vocab_size: int = 256_000
     num_experts: int = 0
     context: int = 1024
+    expert_hidden: int | None = None
     moe_offset: Literal[0, 1] = 0
     gated: bool = True
     activation: Literal["gelu", "relu"] = "gelu"
@@ -99,15 +102,12 @@ class GLaMConfig:
 
     def __post_init__(self):
         for name in ("num_layers", "embed", "hidden", "num_heads", "head_dim", "vocab_size",
-                     "context", "capacity", "group_size"):  # fmt: skip
+                     "context", "expert_hidden", "capacity", "group_size"):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise Error(f"{name}={value} must be 1 or more")
-        if self.num_experts < 0 or self.num_experts == 1:
-            raise Error(
-                f"num_experts={self.num_experts}: two experts of a token need 2 or more; 0 makes a "
-                "dense model"
-            )
+        if self.num_experts < 0:
+            raise Error(f"num_experts={self.num_experts} must be 0, for a dense model, or more")
         if self.num_experts and self.num_layers % 2:
             raise Error(f"num_layers={self.num_layers} must be even, as every other has experts")
         if self.buckets < 2 or self.max_distance <= self.buckets // 2:
@@ -121,6 +121,20 @@ class GLaMConfig:
         for name in ("attention_cap", "router_cap", "aux_weight", "z_weight"):
             if not getattr(self, name) >= 0:
                 raise Error(f"{name}={getattr(self, name)} must be 0 or above")
+
+    @property
+    def expert_width(self) -> int:
+        """Width within an expert."""
+        return self.expert_hidden or self.hidden
+
+    def dense_counterpart(self) -> Self:
+        """Returns the dense model that computes as much for a token.
+
+        In place of experts its layers have one feed-forward network, as wide as two of them.
+        """
+        if self.num_experts < 2:
+            return self
+        return dataclasses.replace(self, num_experts=1, expert_hidden=2 * self.expert_width)
 
     @property
     def moe_layers(self) -> range:
@@ -174,7 +188,7 @@ class GLaMConfig:
         )
         parts = [near + (f"/{self.num_experts}E" if self.num_experts else "")]
         usual = dict(zip(names, PRESETS[near], strict=True))
-        usual |= {"vocab_size": 256_000, "context": 1024}
+        usual |= {"vocab_size": 256_000, "context": 1024, "expert_hidden": None}
         parts += [
             f"{word}={getattr(self, name)}"
             for word, name in SIZES.items()

@@ -36,7 +36,7 @@ from chapbook.core.transformer import (
     segment_mask,
 )
 from chapbook.glam.config import GLaMConfig
-from chapbook.glam.moe import GAUSSIAN, LayerRouting, MoE
+from chapbook.glam.moe import ACTIVATIONS, GAUSSIAN, LayerRouting, MoE
 
 NORM = functools.partial(RMSNorm, epsilon=1e-6)
 # A batch is spread over all devices that hold different experts, too.
@@ -169,8 +169,12 @@ def _metrics(reports: Any) -> RoutingMetrics:
 def _pair(config: GLaMConfig, key: Key[Array, ""]) -> Chain:
     """Makes a layer with experts and a dense one, in the configuration's order."""
     first, second = jax.random.split(key)
-    sparse = _block(config, MoE(config, key=jax.random.fold_in(first, 1)), first)
-    pair = (sparse, _dense(config, second))
+    inner = jax.random.fold_in(first, 1)
+    experts = MoE(config, key=inner) if config.num_experts > 1 else FFN(
+        config.embed, config.expert_width, act=ACTIVATIONS[config.activation], init=GAUSSIAN,
+        out_init=GAUSSIAN, key=inner,
+    )  # fmt: skip
+    pair = (_block(config, experts, first), _dense(config, second))
     return Chain(*(pair if config.moe_offset == 0 else pair[::-1]))
 
 

@@ -56,7 +56,7 @@ class MoE(eqx.Module):
         self.config = config
         self.router = GAUSSIAN(first, (config.embed, config.num_experts))
         self.experts = Experts(
-            config.num_experts, config.embed, config.hidden, init=GAUSSIAN,
+            config.num_experts, config.embed, config.expert_width, init=GAUSSIAN,
             activation=ACTIVATIONS[config.activation], key=second,
         )  # fmt: skip
 
