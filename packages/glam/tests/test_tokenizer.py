@@ -137,7 +137,10 @@ def test_an_end_token_of_another_name_is_found_when_it_is_told(bpe, tmp_path):
     file.write_text(json.dumps(content))
     with pytest.raises(Error, match="no token that ends a document; its special ones are <stop>"):
         load_tokenizer(file)
-    assert load_tokenizer(file, end="<stop>").end == bpe.end
+    named = load_tokenizer(file, end="<stop>")
+    assert named.end == bpe.end
+    named.save(file)
+    assert load_tokenizer(file).end == bpe.end
     with pytest.raises(Error, match="no token <halt>"):
         load_tokenizer(file, end="<halt>")
 

@@ -23,12 +23,13 @@ from tokenizers import Tokenizer as Fast
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from chapbook.core.errors import Error, MissingExtra
-from chapbook.core.io import write_atomic
+from chapbook.core.io import write_atomic, write_json
 
 END = "<|endoftext|>"
 ENDS = (END, "<|end_of_text|>", "</s>", "<eos>", "<|end|>")
 BYTES = 256
 
+_CONFIG = "tokenizer_config.json"
 _MARK = "\N{LOWER ONE EIGHTH BLOCK}"  # writes a space in SentencePiece
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -176,8 +177,10 @@ class HuggingFaceTokenizer:
 
     def save(self, path: str | Path) -> Path:
         """As in `Tokenizer`."""
-        content = json.loads(self._inner.to_str())
-        return _write(path, "tokenizer.json", json.dumps(content, ensure_ascii=False).encode())
+        file = _write(path, "tokenizer.json", self._inner.to_str(pretty=True).encode())
+        if self.end_name not in ENDS:
+            write_json(file.with_name(_CONFIG), {"eos_token": self.end_name})
+        return file
 
 
 class SentencePieceTokenizer:
@@ -297,7 +300,8 @@ def load_tokenizer(path: str | Path, *, end: str | None = None) -> Tokenizer:
     Args:
         path: `bytes`; a `tokenizer.json` of Hugging Face or of `save`; a SentencePiece `.model`;
             or a folder that holds one of these.
-        end: The name of the token that ends a document, if a Hugging Face file uses an unusual one.
+        end: The name of the token that ends a document, in a Hugging Face file. If None, it is the
+            `eos_token` of a `tokenizer_config.json` beside, or else the first of `ENDS`.
 
     Raises:
         MissingExtra: The file needs sentencepiece, which is not installed.
@@ -320,7 +324,7 @@ def load_tokenizer(path: str | Path, *, end: str | None = None) -> Tokenizer:
             return SentencePieceTokenizer(content)
         if json.loads(content) == {"kind": "bytes"}:
             return ByteTokenizer()
-        return HuggingFaceTokenizer(Fast.from_str(content.decode()), end)
+        return HuggingFaceTokenizer(Fast.from_str(content.decode()), end or _eos(file))
     except MissingExtra:
         raise
     except Error as problem:
@@ -328,6 +332,13 @@ def load_tokenizer(path: str | Path, *, end: str | None = None) -> Tokenizer:
     except Exception as problem:  # the package raises plain exceptions of its own
         told = f"{file} is no tokenizer of Hugging Face or SentencePiece: {problem}"
         raise Error(told.partition("\n")[0]) from problem
+
+
+def _eos(file: Path) -> str | None:
+    """Returns the end that Hugging Face's configuration beside a tokenizer names, if any."""
+    config = file.with_name(_CONFIG)
+    eos = json.loads(config.read_text()).get("eos_token") if config.exists() else None
+    return eos["content"] if isinstance(eos, dict) else eos
 
 
 def _checked(
