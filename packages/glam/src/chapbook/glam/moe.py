@@ -3,7 +3,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from chapbook.core.experts import (
     Experts,
@@ -25,11 +25,15 @@ class LayerRouting(eqx.Module):
     """What the router of a layer did with a batch.
 
     Attributes:
+        expert: The two experts of each token, best first.
+        weight: What their outputs are multiplied by, if there is room.
         loss: For even loads, `E^2 mean_e(density_e mean_t p_te)`, the mean over groups.
         metrics: Loads, drops and more, summed over the tokens.
     """
 
-    loss: Float[Array, ""]
+    expert: Int[Array, "*layers batch tokens choices"]
+    weight: Float[Array, "*layers batch tokens choices"]
+    loss: Float[Array, "*layers"]
     metrics: Metrics
 
 
@@ -103,4 +107,5 @@ class MoE(eqx.Module):
         )
         gates = chosen.gates.reshape(groups, size, -1)
         loss = gshard_loss(gates, real.reshape(groups, size))
-        return y[:count].reshape(x.shape), LayerRouting(loss, metrics)
+        each = (a[:count].reshape(batch, tokens, -1) for a in (chosen.expert, chosen.weight))
+        return y[:count].reshape(x.shape), LayerRouting(*each, loss, metrics)
