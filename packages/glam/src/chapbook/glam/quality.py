@@ -155,6 +155,24 @@ class QualityClassifier:
             raise Error(f"{path} is not a whole safetensors file: {problem}") from problem
 
 
+def area_under_curve(
+    good: Float64[np.ndarray, " good"], bad: Float64[np.ndarray, " bad"]
+) -> float:
+    """Returns how often a good text scores above a bad one; ties count for half.
+
+    Args:
+        good: Scores of good texts.
+        bad: Scores of bad texts.
+
+    Reference:
+        Mann and Whitney, On a Test of Whether one of Two Random Variables is Stochastically Larger
+        than the Other, 1947.
+    """
+    ordered = np.sort(bad)
+    wins = np.searchsorted(ordered, good) + np.searchsorted(ordered, good, side="right")
+    return float(wins.mean() / (2 * len(bad)))
+
+
 @dataclass(frozen=True)
 class _Counts:
     """Texts as rows of a sparse matrix: bins, their values in rows of norm 1, and row lengths."""
