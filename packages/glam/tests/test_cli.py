@@ -31,7 +31,9 @@ def texts(words: str, count: int, seed: int) -> list[str]:
 def corpus():
     """A good book and a raw web, in which every second page is like the book."""
     good, bad = "a calm river ran through green hills", "click buy now free offer login a"
-    Path("book.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts(good, 300, 0)))
+    Path("book.jsonl").write_text(
+        "".join(json.dumps({"text": t}) + "\n" for t in texts(good, 300, 0))
+    )
     raw = [t for pair in zip(texts(good, 300, 1), texts(bad, 300, 2), strict=True) for t in pair]
     pl.DataFrame({"id": [f"w{i}" for i in range(600)], "body": raw, "n": range(600)}).write_parquet(
         "web.parquet"
@@ -52,7 +54,10 @@ def told(capsys, *arguments: object) -> str:
 
 
 def test_raw_text_becomes_filtered_shards(corpus, capsys):
-    assert run("filter", "fit", "--good", "book.jsonl", "--bad", "spam.csv", "--bits", 16, "--json") == 0
+    assert (
+        run("filter", "fit", "--good", "book.jsonl", "--bad", "spam.csv", "--bits", 16, "--json")
+        == 0
+    )
     fitted = printed(capsys)
     assert (fitted["good"], fitted["bad"]) == (300, 300)
     assert fitted["area_under_curve"] > 0.95
@@ -87,6 +92,21 @@ def test_figures_are_lines_without_json(capsys):
     assert "train tokens 10\n" in capsys.readouterr().out
 
 
+def test_repeats_and_overlap_with_an_evaluation_are_left_out(capsys):
+    question = "which of the rivers that cross the green hills is the longest one"
+    texts = ["plain text", f"leaked: {question.upper()}?", "plain text", "other text"]
+    pl.DataFrame({"text": texts}).write_parquet("web.parquet")
+    Path("questions.jsonl").write_text(json.dumps({"text": question}))
+    prepare = ["prepare", "web.parquet", "--tokenizer", "bytes", "--json"]
+    for options, kept in [
+        ([], 4),
+        (["--drop-duplicates"], 3),
+        (["--drop-duplicates", "--exclude", "questions.jsonl"], 2),
+    ]:
+        assert run(*prepare, *options, "--output", f"s{kept}") == 0
+        assert printed(capsys)["train_documents"] == kept
+
+
 def test_what_the_user_can_mend_is_one_line_and_exit_2(corpus, capsys):
     Path("bad.txt").write_bytes(b"abc\xff")
     Path("empty").mkdir()
@@ -107,7 +127,18 @@ def test_what_the_user_can_mend_is_one_line_and_exit_2(corpus, capsys):
 
 
 def test_a_column_of_scores_is_not_overwritten(corpus, capsys):
-    fit = ["filter", "fit", "--good", "book.jsonl", "--bad", "spam.csv", "--bits", 10, "--validation", 0]
+    fit = [
+        "filter",
+        "fit",
+        "--good",
+        "book.jsonl",
+        "--bad",
+        "spam.csv",
+        "--bits",
+        10,
+        "--validation",
+        0,
+    ]
     assert run(*fit) == 0
     assert "area under curve None" in capsys.readouterr().out
     score = ["filter", "score", "web.parquet", "--text-column", "body", "--output", "o.parquet"]

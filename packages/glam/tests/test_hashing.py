@@ -16,7 +16,9 @@ def mixed(x: int) -> int:
 
 
 def word_hash(word: bytes) -> int:
-    return mixed(sum((b + 1) * pow(0x9E3779B97F4A7C15, i, 1 << 64) for i, b in enumerate(word)) & MASK)
+    return mixed(
+        sum((b + 1) * pow(0x9E3779B97F4A7C15, i, 1 << 64) for i, b in enumerate(word)) & MASK
+    )
 
 
 def words(text: str) -> list[bytes]:

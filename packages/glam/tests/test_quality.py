@@ -16,7 +16,10 @@ BAD = [f"bad{i}" for i in range(60)]
 def texts(words: list[str], count: int, seed: int, share: float = 0.06) -> list[str]:
     draw = random.Random(seed)
     return [
-        " ".join(draw.choice(words if draw.random() < share else COMMON) for _ in range(draw.randint(5, 60)))
+        " ".join(
+            draw.choice(words if draw.random() < share else COMMON)
+            for _ in range(draw.randint(5, 60))
+        )
         for _ in range(count)
     ]
 
@@ -84,7 +87,9 @@ def test_ties_count_for_half_in_the_area():
 def test_scores_do_not_depend_on_the_company(fitted, monkeypatch):
     some = [*texts(GOOD, 20, 6), "", *texts(BAD, 20, 7)]
     whole = fitted.score(pl.Series(some))
-    assert whole == pytest.approx(np.concatenate([fitted.score([text]) for text in some]), abs=1e-12)
+    assert whole == pytest.approx(
+        np.concatenate([fitted.score([text]) for text in some]), abs=1e-12
+    )
     monkeypatch.setattr(quality, "CHUNK", 500)
     assert np.array_equal(fitted.score(some), whole)
     assert fitted.score([""]) == pytest.approx(1 / (1 + np.exp(-fitted.bias)))

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     import polars as pl
 
 
-
 app = cli.app(
     "glam",
     "Sparse language models with a mixture of experts, from raw text to few-shot scores.",
@@ -188,6 +187,13 @@ def prepare(
     end_token: Annotated[
         str | None, typer.Option("--end-token", metavar="TOKEN", help="That ends a document.")
     ] = None,
+    exclude: Annotated[
+        list[Path] | None,
+        typer.Option("--exclude", metavar="DOCUMENTS", help="Evaluation text; what overlaps goes."),
+    ] = None,
+    drop_duplicates: Annotated[
+        bool, typer.Option("--drop-duplicates", help="Keep the first of equal texts alone.")
+    ] = False,
     shard_tokens: Annotated[
         int, typer.Option("--shard-tokens", min=1, help="Tokens in a file.")
     ] = 1 << 26,
@@ -199,13 +205,23 @@ def prepare(
 ) -> None:
     """Pack documents into shards of tokens; the same command goes on with a killed one.
 
-    Example: glam prepare kept.parquet --tokenizer tokenizer.json --held-out 0.01 --output shards/web
+    Example: glam prepare kept.parquet --tokenizer tokenizer.json --held-out 0.01 --output shards
     """
+    import polars as pl
+
+    from chapbook.glam import overlap
+    from chapbook.glam.documents import read_documents
     from chapbook.glam.packing import write_shards
     from chapbook.glam.tokenizer import load_tokenizer
 
+    batches = _read(documents, text_column, errors, quiet)
+    if exclude:
+        evaluation = pl.concat(batch["text"] for batch in read_documents(exclude))
+        batches = map(overlap.EvaluationOverlap(evaluation).remove, batches)
+    if drop_duplicates:
+        batches = overlap.drop_duplicates(batches)
     facts = write_shards(
-        _read(documents, text_column, errors, quiet),
+        batches,
         load_tokenizer(tokenizer, end=end_token),
         output,
         held_out=held_out,
@@ -236,9 +252,7 @@ def reproduce(
 def _read(paths: list[Path], column: str, errors: Any, quiet: bool) -> "Iterable[pl.DataFrame]":
     from chapbook.glam.documents import read_documents
 
-    return cli.progress(
-        read_documents(paths, text=column, errors=errors), "batches", quiet=quiet
-    )
+    return cli.progress(read_documents(paths, text=column, errors=errors), "batches", quiet=quiet)
 
 
 def _print(found: dict[str, Any], json: bool) -> None:

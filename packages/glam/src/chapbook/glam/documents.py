@@ -100,7 +100,9 @@ def write_documents(batches: Iterable[pl.DataFrame], path: str | Path) -> int:
     def alike(*_: Any) -> Iterator[pl.DataFrame]:
         for batch in counted():
             if batch.schema != first.schema:
-                then, now = (_listed(f"{n} {t}" for n, t in b.schema.items()) for b in (first, batch))
+                then, now = (
+                    _listed(f"{n} {t}" for n, t in b.schema.items()) for b in (first, batch)
+                )
                 told = f"{file}: after columns {then} came {now}"
                 raise Error(told, "write jsonl, or name fewer columns in the source")
             yield batch

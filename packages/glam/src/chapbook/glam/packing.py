@@ -165,7 +165,9 @@ class _Part:
         return len(self.known) > 0
 
     def _other_documents(self) -> Error:
-        return Error(f"{self.folder.parent} was begun with other documents", "remove it to start anew")
+        return Error(
+            f"{self.folder.parent} was begun with other documents", "remove it to start anew"
+        )
 
     def flush(self) -> None:
         """Writes what is held as the next shard: its tokens, and then its table."""
@@ -219,7 +221,9 @@ class PackedDataset:
         self.folder, self.context = Path(folder), context
         if not (self.folder / "facts.json").exists():
             begun = (self.folder / "begun.json").exists()
-            what = "is half-written; run the same glam prepare again" if begun else "holds no shards"
+            what = (
+                "is half-written; run the same glam prepare again" if begun else "holds no shards"
+            )
             raise Error(f"{self.folder} {what}")
         self.facts: dict[str, Any] = json.loads((self.folder / "facts.json").read_text())
         if part not in self.facts["parts"]:
