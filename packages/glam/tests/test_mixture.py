@@ -87,7 +87,7 @@ def test_a_walk_stops_and_goes_on_anywhere():
         again = walk(mixture())
         again.set_state(json.loads(json.dumps(first.get_state())))
         assert np.array_equal(
-            np.concatenate(list(b["row"] for b in again)), np.concatenate(whole[stop:])
+            np.concatenate([b["row"] for b in again]), np.concatenate(whole[stop:])
         )
 
 
@@ -188,5 +188,5 @@ def test_sources_of_different_tokenizers_do_not_mix(shards, tmp_path):
     table = pl.DataFrame({"id": [str(i) for i in range(50)], "text": texts})
     write_shards([table], train_tokenizer([table], 265), tmp_path / "other")
     text = TWO.replace("short", str(tmp_path / "other")).replace("long", str(shards / "long"))
-    with pytest.raises(Error, match="differ in their tokenizer: s has .*, l has bytes"):
+    with pytest.raises(Error, match=r"differ in their tokenizer: s has .*, l has bytes"):
         read_mixture(written(tmp_path, text), 32, rows=10)

@@ -50,6 +50,7 @@ def test_the_minimum_is_that_of_the_loss_in_float64():
     for offset, part in zip((0, 40), parts, strict=True):
         rows = offset + np.repeat(np.arange(len(part.lengths)), part.lengths)
         x[rows, part.bins] = part.values
+    assert fitted.weights is not None
     y = np.repeat([1.0, 0.0], [40, 60])
     share = np.where(y == 1, 0.5 / 40, 0.5 / 60)
     p = 1 / (1 + np.exp(-(x @ fitted.weights + fitted.bias)))

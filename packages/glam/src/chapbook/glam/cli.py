@@ -120,7 +120,7 @@ def score(
 ) -> None:
     """Write documents with a score between 0 and 1, in bounded memory.
 
-    Example: glam filter score 'web/*.parquet' --classifier quality.safetensors --output scored.parquet
+    Example: glam filter score web --classifier quality.safetensors --output scored.parquet
     """
     import polars as pl
 

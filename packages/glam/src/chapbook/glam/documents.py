@@ -252,7 +252,7 @@ def _jsonl(path: Path, text: str, errors: Faults) -> Iterator[_Rows]:
         for line, content in enumerate(_lines(path, errors), 1):
             if not content.strip():
                 continue
-            what = None
+            row, what = {}, None
             try:
                 row = json.loads(content)
                 if not isinstance(row, dict):

@@ -8,8 +8,8 @@ Notable choices:
   is (j + u_b) / BLOCK for one uniform u_b, and takes the source in whose share of [0, 1] it falls;
   the block is then shuffled. Every source gets its share of each block to within a row, in
   expectation exactly, and the counts before any row come without a walk over the rows before.
-- Each source is walked in an order drawn from (seed, its name's place, epoch): all of its rows once,
-  then all again in another order.
+- Each source is walked in an order drawn from the seed, its place among the sources and the epoch:
+  all of its rows once, then all again in another order.
 """
 
 import logging

@@ -188,6 +188,7 @@ def _tie(group: np.ndarray, signatures: np.ndarray, threshold: float, root: np.n
 
 
 def _find(root: np.ndarray, text: int) -> int:
-    while root[text] != text:
-        root[text] = text = root[root[text]]
-    return int(text)
+    while (above := int(root[text])) != text:
+        root[text] = root[above]
+        text = above
+    return text

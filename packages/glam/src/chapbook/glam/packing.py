@@ -149,8 +149,8 @@ class _Part:
                 raise self._other_documents()
             batch, sizes, self.known = batch[count:], sizes[count:], self.known[count:]
         encoded = self.tokenizer.encode_batch(batch["text"].to_list())
-        for id, found, size in zip(batch["id"].to_list(), encoded, sizes, strict=True):
-            self.ids.append(id)
+        for name, found, size in zip(batch["id"].to_list(), encoded, sizes, strict=True):
+            self.ids.append(name)
             self.pieces.append(np.append(found, self.tokenizer.end).astype(self.dtype))
             self.counts.append(len(found))
             self.sizes.append(size)

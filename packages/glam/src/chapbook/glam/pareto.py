@@ -30,7 +30,11 @@ def keep_probability(
 
 
 def pareto_sample(
-    df: pl.DataFrame, score: str = "score", alpha: float = ALPHA, seed: int = 0, id: str = "id"
+    df: pl.DataFrame,
+    score: str = "score",
+    alpha: float = ALPHA,
+    seed: int = 0,
+    id: str = "id",  # noqa: A002
 ) -> pl.DataFrame:
     """Returns the rows that stay, in their order.
 
