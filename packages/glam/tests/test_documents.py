@@ -9,7 +9,7 @@ import zstandard
 
 from chapbook.core.errors import Error, TableError
 from chapbook.glam import documents
-from chapbook.glam.documents import find_files, read_documents
+from chapbook.glam.documents import find_files, read_documents, write_documents
 
 ROWS = [
     {"id": "a", "text": "plain", "score": 1},
@@ -168,6 +168,23 @@ def test_a_packed_file_that_was_cut_is_not_read_as_whole(suffix):
     Path(f"t.jsonl{suffix}").write_bytes(whole[:-5])
     with pytest.raises(TableError, match=f"t.jsonl{suffix} is not a whole {suffix[1:]} file"):
         read(f"t.jsonl{suffix}")
+
+
+@pytest.mark.parametrize("name", ["o.parquet", "o.csv", "o.jsonl", "o.jsonl.gz", "o.jsonl.zst"])
+def test_what_is_written_reads_back(name):
+    table = pl.DataFrame(ROWS)
+    assert write_documents(table.iter_slices(2), name) == 3
+    assert read(name).equals(table.cast(pl.String) if name == "o.csv" else table)
+
+
+def test_frames_of_other_columns_go_into_jsonl_alone():
+    frames = [pl.DataFrame({"id": ["a"], "text": ["x"], "n": [n]}) for n in (1, "one")]
+    assert write_documents(frames, "o.jsonl") == 2
+    with pytest.raises(Error, match="after columns id String, text String, n Int64 came"):
+        write_documents(frames, "o.parquet")
+    with pytest.raises(Error, match="no documents to write"):
+        write_documents([], "o.parquet")
+    assert not Path("o.parquet").exists()
 
 
 def test_paths_that_give_nothing_are_told():

@@ -86,7 +86,9 @@ def test_a_walk_stops_and_goes_on_anywhere():
             next(first)
         again = walk(mixture())
         again.set_state(json.loads(json.dumps(first.get_state())))
-        assert np.array_equal(np.concatenate(list(b["row"] for b in again)), np.concatenate(whole[stop:]))
+        assert np.array_equal(
+            np.concatenate([b["row"] for b in again]), np.concatenate(whole[stop:])
+        )
 
 
 def test_processes_share_a_batch_between_them():
@@ -116,7 +118,10 @@ def test_weights_that_are_no_mixture_are_refused():
         ({"a": (one, 0.0), "b": (one, 0.0)}, "the weights of a, b sum to 0"),
         ({"a": (one, -1.0)}, "the weight of a is -1.0"),
         ({"a": (one, float("nan"))}, "the weight of a is nan"),
-        ({"a": (one, 1.0), "b": (arrays(kind=np.zeros(3)), 1.0)}, "differ in their rows: a has kind"),
+        (
+            {"a": (one, 1.0), "b": (arrays(kind=np.zeros(3)), 1.0)},
+            "differ in their rows: a has kind",
+        ),
     ]:
         with pytest.raises(Error, match=told):
             MixtureSampler(sources, rows=10)
@@ -183,5 +188,5 @@ def test_sources_of_different_tokenizers_do_not_mix(shards, tmp_path):
     table = pl.DataFrame({"id": [str(i) for i in range(50)], "text": texts})
     write_shards([table], train_tokenizer([table], 265), tmp_path / "other")
     text = TWO.replace("short", str(tmp_path / "other")).replace("long", str(shards / "long"))
-    with pytest.raises(Error, match="differ in their tokenizer: s has .*, l has bytes"):
+    with pytest.raises(Error, match=r"differ in their tokenizer: s has .*, l has bytes"):
         read_mixture(written(tmp_path, text), 32, rows=10)

@@ -59,8 +59,11 @@ def test_a_perfect_score_always_stays_and_no_rows_are_fine():
 def test_bad_scores_and_missing_columns_are_named():
     table = pl.DataFrame({"id": ["a", "b"], "score": [0.5, 1.5]})
     for df, told in [
-        (table, "row 1: score 1.5 is not in"),
-        (table.with_columns(score=pl.Series([0.5, float("nan")])), "row 1: score nan is not in"),
+        (table, "document b: score 1.5 is not in"),
+        (
+            table.with_columns(score=pl.Series([0.5, float("nan")])),
+            "document b: score nan is not in",
+        ),
         (table.with_columns(score=pl.Series([None, 0.5])), "row 0: score is empty"),
         (table.with_columns(score=pl.lit("x")), "column score is String"),
         (table.drop("score"), 'no column "score"; it has id'),

@@ -6,7 +6,7 @@ import pytest
 
 from chapbook.core.errors import Error
 from chapbook.glam import quality
-from chapbook.glam.quality import QualityClassifier
+from chapbook.glam.quality import QualityClassifier, area_under_curve
 
 COMMON = [f"common{i}" for i in range(300)]
 GOOD = [f"good{i}" for i in range(60)]
@@ -16,17 +16,12 @@ BAD = [f"bad{i}" for i in range(60)]
 def texts(words: list[str], count: int, seed: int, share: float = 0.06) -> list[str]:
     draw = random.Random(seed)
     return [
-        " ".join(draw.choice(words if draw.random() < share else COMMON) for _ in range(draw.randint(5, 60)))
+        " ".join(
+            draw.choice(words if draw.random() < share else COMMON)
+            for _ in range(draw.randint(5, 60))
+        )
         for _ in range(count)
     ]
-
-
-def auc(good, bad) -> float:
-    order = np.argsort(np.concatenate([bad, good]), kind="stable")
-    ranks = np.empty(len(order))
-    ranks[order] = np.arange(len(order))
-    wins = ranks[len(bad) :].sum() - len(good) * (len(good) - 1) / 2
-    return wins / (len(good) * len(bad))
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +50,7 @@ def test_the_minimum_is_that_of_the_loss_in_float64():
     for offset, part in zip((0, 40), parts, strict=True):
         rows = offset + np.repeat(np.arange(len(part.lengths)), part.lengths)
         x[rows, part.bins] = part.values
+    assert fitted.weights is not None
     y = np.repeat([1.0, 0.0], [40, 60])
     share = np.where(y == 1, 0.5 / 40, 0.5 / 60)
     p = 1 / (1 + np.exp(-(x @ fitted.weights + fitted.bias)))
@@ -68,6 +64,7 @@ def test_it_ranks_as_well_as_scikit_learn(fitted):
     pytest.importorskip("sklearn")
     from sklearn.feature_extraction.text import HashingVectorizer
     from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import roc_auc_score
 
     vectors = HashingVectorizer(ngram_range=(1, 2), n_features=1 << 18, alternate_sign=False)
     train = vectors.transform(texts(GOOD, 500, 0) + texts(BAD, 700, 1))
@@ -77,15 +74,23 @@ def test_it_ranks_as_well_as_scikit_learn(fitted):
     good, bad = texts(GOOD, 300, 4), texts(BAD, 300, 5)
     scores = [peer.predict_proba(vectors.transform(each))[:, 1] for each in (good, bad)]
     ours = [fitted.score(each) for each in (good, bad)]
-    assert 0.7 < auc(*scores) < 1
-    assert abs(auc(*ours) - auc(*scores)) < 0.005
+    areas = [area_under_curve(*each) for each in (ours, scores)]
+    assert areas[1] == pytest.approx(roc_auc_score([1] * 300 + [0] * 300, np.concatenate(scores)))
+    assert 0.7 < areas[1] < 1
+    assert abs(areas[0] - areas[1]) < 0.005
     assert np.corrcoef(np.concatenate(ours), np.concatenate(scores))[0, 1] > 0.99
+
+
+def test_ties_count_for_half_in_the_area():
+    assert area_under_curve(np.array([1.0, 0.5]), np.array([0.5, 0.0])) == 3.5 / 4
 
 
 def test_scores_do_not_depend_on_the_company(fitted, monkeypatch):
     some = [*texts(GOOD, 20, 6), "", *texts(BAD, 20, 7)]
     whole = fitted.score(pl.Series(some))
-    assert whole == pytest.approx(np.concatenate([fitted.score([text]) for text in some]), abs=1e-12)
+    assert whole == pytest.approx(
+        np.concatenate([fitted.score([text]) for text in some]), abs=1e-12
+    )
     monkeypatch.setattr(quality, "CHUNK", 500)
     assert np.array_equal(fitted.score(some), whole)
     assert fitted.score([""]) == pytest.approx(1 / (1 + np.exp(-fitted.bias)))

@@ -1,4 +1,4 @@
-"""Documents out of files of text, in batches that fit into memory.
+"""Documents out of files of text and into tables, in batches that fit into memory.
 
 Notable choices:
 
@@ -25,9 +25,11 @@ from typing import Any, Literal
 
 import polars as pl
 import zstandard
+from polars.io.plugins import register_io_source
 
 from chapbook.core.errors import Error, TableError
-from chapbook.core.tables import scan_table
+from chapbook.core.io import write_atomic
+from chapbook.core.tables import scan_table, write_table
 
 Paths = str | Path | Sequence[str | Path]
 Faults = Literal["strict", "replace"]
@@ -67,6 +69,51 @@ def read_documents(
         TableError: A file does not hold what it should; the message names the line or the byte.
     """
     return _batches(find_files(paths), text, errors)
+
+
+def write_documents(batches: Iterable[pl.DataFrame], path: str | Path) -> int:
+    """Writes frames as they come, whole or not at all, and returns the number of rows.
+
+    Args:
+        batches: Frames; in jsonl they may differ in their columns, elsewhere they may not.
+        path: A jsonl file, which may be packed as gz or zst, or another table: parquet, csv, ipc.
+
+    Raises:
+        Error: There is no row, or the frames differ in their columns.
+    """
+    file, rows = Path(path), 0
+    started = iter(batches)
+    first = next(started, pl.DataFrame())
+
+    def counted() -> Iterator[pl.DataFrame]:
+        nonlocal rows
+        for batch in itertools.chain([first], started):
+            rows += batch.height
+            yield batch
+
+    def as_lines(part: Path) -> None:
+        opened = {".gz": gzip.open, ".zst": zstandard.open}.get(part.suffix, Path.open)
+        with opened(part, "wb") as lines:
+            for batch in counted():
+                lines.write(batch.write_ndjson().encode())
+
+    def alike(*_: Any) -> Iterator[pl.DataFrame]:
+        for batch in counted():
+            if batch.schema != first.schema:
+                then, now = (
+                    _listed(f"{n} {t}" for n, t in b.schema.items()) for b in (first, batch)
+                )
+                told = f"{file}: after columns {then} came {now}"
+                raise Error(told, "write jsonl, or name fewer columns in the source")
+            yield batch
+
+    if not first.width:
+        raise Error(f"{file}: there are no documents to write")
+    if _kind(file) == "jsonl":
+        write_atomic(file, as_lines)
+    else:
+        write_table(register_io_source(alike, schema=first.schema), file)
+    return rows
 
 
 def find_files(paths: Paths) -> list[Path]:
@@ -205,7 +252,7 @@ def _jsonl(path: Path, text: str, errors: Faults) -> Iterator[_Rows]:
         for line, content in enumerate(_lines(path, errors), 1):
             if not content.strip():
                 continue
-            what = None
+            row, what = {}, None
             try:
                 row = json.loads(content)
                 if not isinstance(row, dict):

@@ -18,9 +18,9 @@ from jaxtyping import Float64, Int64, UInt8, UInt64
 
 _P = 0x9E3779B97F4A7C15
 _INVERSE = pow(_P, -1, 1 << 64)
-_BYTES = np.arange(256, dtype=np.uint8)
-_LOWER = np.where((_BYTES >= ord("A")) & (_BYTES <= ord("Z")), _BYTES + 32, _BYTES).astype(np.uint8)
-_IN_WORD = np.array([chr(b).isalnum() if b < 128 else True for b in range(256)])  # noqa: PLR2004
+_ASCII = 128
+_LOWER = np.frombuffer(bytes(range(256)).lower(), np.uint8)  # which lowers ASCII alone
+_IN_WORD = np.array([byte >= _ASCII or chr(byte).isalnum() for byte in range(256)])
 
 
 class Grams(NamedTuple):

@@ -8,8 +8,8 @@ Notable choices:
   is (j + u_b) / BLOCK for one uniform u_b, and takes the source in whose share of [0, 1] it falls;
   the block is then shuffled. Every source gets its share of each block to within a row, in
   expectation exactly, and the counts before any row come without a walk over the rows before.
-- Each source is walked in an order drawn from (seed, its name's place, epoch): all of its rows once,
-  then all again in another order.
+- Each source is walked in an order drawn from the seed, its place among the sources and the epoch:
+  all of its rows once, then all again in another order.
 """
 
 import logging
@@ -84,7 +84,9 @@ class MixtureSampler:
         self._before = self._counts_before_blocks()
         self._block = lru_cache(maxsize=8)(self._drawn_block)
         self._order = lru_cache(maxsize=2 * len(held))(self._drawn_order)
-        often = [f"{name} {passes:.1f} times" for name, passes in self.epochs().items() if passes > 1]
+        often = [
+            f"{name} {passes:.1f} times" for name, passes in self.epochs().items() if passes > 1
+        ]
         if often:
             _log.warning("the mixture sees %s", ", ".join(often))
 
@@ -99,7 +101,9 @@ class MixtureSampler:
         for number in np.unique(source):
             at = np.flatnonzero(source == number)
             for name, values in self._read(int(number), place[at]).items():
-                whole = found.setdefault(name, np.empty((len(rows), *values.shape[1:]), values.dtype))
+                whole = found.setdefault(
+                    name, np.empty((len(rows), *values.shape[1:]), values.dtype)
+                )
                 whole[at] = values
         return found
 
@@ -126,7 +130,9 @@ class MixtureSampler:
         """Returns for each row of a block its source, and how many of it came before."""
         counts = self._before[block + 1] - self._before[block]
         sources = np.repeat(np.arange(len(counts)), counts)
-        before = np.arange(BLOCK) + np.repeat(self._before[block] - np.cumsum(counts) + counts, counts)
+        before = np.arange(BLOCK) + np.repeat(
+            self._before[block] - np.cumsum(counts) + counts, counts
+        )
         mixed = _generator(self.seed, 1, block).permutation(sources)
         place = np.empty(BLOCK, np.int64)
         place[np.argsort(mixed, kind="stable")] = before
@@ -224,7 +230,9 @@ def _check(sources: Mapping[str, tuple[Source, float]]) -> None:
             raise Error(f"source {name} holds no rows")
     if not sum(weight for _, weight in sources.values()):
         raise Error(f"the weights of {', '.join(sources)} sum to 0")
-    _same("tokenizer", {n: getattr(source, "fingerprint", None) for n, (source, _) in sources.items()})
+    _same(
+        "tokenizer", {n: getattr(source, "fingerprint", None) for n, (source, _) in sources.items()}
+    )
     _same("rows", {name: _shape(source) for name, (source, _) in sources.items()})
 
 
@@ -238,7 +246,9 @@ def _same(what: str, found: Mapping[str, Any]) -> None:
 
 def _shape(source: Source) -> str:
     row = source[np.array([0])]
-    return ", ".join(f"{name} {values.dtype}{list(values.shape[1:])}" for name, values in row.items())
+    return ", ".join(
+        f"{name} {values.dtype}{list(values.shape[1:])}" for name, values in row.items()
+    )
 
 
 def _tokens_per_document(name: str, source: Source) -> float:

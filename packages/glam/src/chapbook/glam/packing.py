@@ -149,8 +149,8 @@ class _Part:
                 raise self._other_documents()
             batch, sizes, self.known = batch[count:], sizes[count:], self.known[count:]
         encoded = self.tokenizer.encode_batch(batch["text"].to_list())
-        for id, found, size in zip(batch["id"].to_list(), encoded, sizes, strict=True):
-            self.ids.append(id)
+        for name, found, size in zip(batch["id"].to_list(), encoded, sizes, strict=True):
+            self.ids.append(name)
             self.pieces.append(np.append(found, self.tokenizer.end).astype(self.dtype))
             self.counts.append(len(found))
             self.sizes.append(size)
@@ -165,7 +165,9 @@ class _Part:
         return len(self.known) > 0
 
     def _other_documents(self) -> Error:
-        return Error(f"{self.folder.parent} was begun with other documents", "remove it to start anew")
+        return Error(
+            f"{self.folder.parent} was begun with other documents", "remove it to start anew"
+        )
 
     def flush(self) -> None:
         """Writes what is held as the next shard: its tokens, and then its table."""
@@ -219,7 +221,9 @@ class PackedDataset:
         self.folder, self.context = Path(folder), context
         if not (self.folder / "facts.json").exists():
             begun = (self.folder / "begun.json").exists()
-            what = "is half-written; run the same glam prepare again" if begun else "holds no shards"
+            what = (
+                "is half-written; run the same glam prepare again" if begun else "holds no shards"
+            )
             raise Error(f"{self.folder} {what}")
         self.facts: dict[str, Any] = json.loads((self.folder / "facts.json").read_text())
         if part not in self.facts["parts"]:

@@ -30,7 +30,11 @@ def keep_probability(
 
 
 def pareto_sample(
-    df: pl.DataFrame, score: str = "score", alpha: float = ALPHA, seed: int = 0, id: str = "id"
+    df: pl.DataFrame,
+    score: str = "score",
+    alpha: float = ALPHA,
+    seed: int = 0,
+    id: str = "id",  # noqa: A002
 ) -> pl.DataFrame:
     """Returns the rows that stay, in their order.
 
@@ -62,6 +66,6 @@ def pareto_sample(
     inside = (scores >= 0) & (scores <= 1)
     if not inside.all():
         row = int(np.argmin(inside))
-        told = f"row {row}: {score} {scores[row]} is not in [0, 1]"
+        told = f"document {df[id][row]}: {score} {scores[row]} is not in [0, 1]"
         raise TableError(told, column=score, row=row)
     return df.filter(uniform(df[id], seed, "pareto") < keep_probability(scores, alpha))

@@ -12,9 +12,8 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import polars as pl
@@ -36,24 +35,30 @@ _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What turns text into token ids and back.
-
-    Attributes:
-        vocab_size: Ids are below it.
-        end: The id that ends a document; encoding never yields it.
-        fingerprint: Tells whether two tokenizers are the same.
-        token_bytes: The bytes of UTF-8 that each token stands for, 0 for those that are no text;
-            they make losses per token into bits per byte, which compare over tokenizers.
-    """
+    """What turns text into token ids and back."""
 
     @property
-    def vocab_size(self) -> int: ...
+    def vocab_size(self) -> int:
+        """All ids are below it."""
+        ...
+
     @property
-    def end(self) -> int: ...
+    def end(self) -> int:
+        """The id that ends a document; encoding never yields it."""
+        ...
+
     @property
-    def fingerprint(self) -> str: ...
+    def fingerprint(self) -> str:
+        """Tells whether two tokenizers are the same."""
+        ...
+
     @property
-    def token_bytes(self) -> Int32[np.ndarray, " vocab"]: ...
+    def token_bytes(self) -> Int32[np.ndarray, " vocab"]:
+        """The bytes of UTF-8 that each token stands for, 0 for those that are no text.
+
+        They make losses per token into bits per byte, which compare over tokenizers.
+        """
+        ...
 
     def encode(self, text: str) -> Int32[np.ndarray, " tokens"]:
         """Returns the ids of a text, without an end."""
@@ -79,9 +84,9 @@ class Tokenizer(Protocol):
 class ByteTokenizer:
     """Every byte of UTF-8 is a token, 0 to 255; 256 ends a document."""
 
-    vocab_size: ClassVar[int] = BYTES + 1
-    end: ClassVar[int] = BYTES
-    fingerprint: ClassVar[str] = "bytes"
+    vocab_size: int = BYTES + 1
+    end: int = BYTES
+    fingerprint: str = "bytes"
 
     @property
     def token_bytes(self) -> Int32[np.ndarray, " vocab"]:
@@ -123,7 +128,7 @@ class HuggingFaceTokenizer:
         inner.encode_special_tokens = True
         inner.no_truncation()
         inner.no_padding()
-        special = {held.content: id for id, held in inner.get_added_tokens_decoder().items()}
+        special = {held.content: place for place, held in inner.get_added_tokens_decoder().items()}
         names = [name for name in ENDS if name in special] if end is None else [end]
         found = inner.token_to_id(names[0]) if names else None
         if found is None:
@@ -133,18 +138,14 @@ class HuggingFaceTokenizer:
             )
         self.end = found
         self.end_name = names[0]
+        self.fingerprint = _hash(f"{inner.to_str()}{found}".encode())
 
     @property
     def vocab_size(self) -> int:
         """As in `Tokenizer`."""
         return max(self._inner.get_vocab().values()) + 1
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """As in `Tokenizer`."""
-        return _hash(f"{self._inner.to_str()}{self.end}".encode())
-
-    @cached_property
+    @property
     def token_bytes(self) -> Int32[np.ndarray, " vocab"]:
         """As in `Tokenizer`.
 
@@ -157,9 +158,9 @@ class HuggingFaceTokenizer:
             raise Error("only byte-level and SentencePiece tokenizers tell the bytes of a token")
         counts = np.zeros(self.vocab_size, np.int32)
         special = {i for i, t in self._inner.get_added_tokens_decoder().items() if t.special}
-        for piece, id in self._inner.get_vocab().items():
-            if id not in special:
-                counts[id] = len(piece) if "ByteLevel" in kinds else _piece_bytes(piece)
+        for piece, place in self._inner.get_vocab().items():
+            if place not in special:
+                counts[place] = len(piece) if "ByteLevel" in kinds else _piece_bytes(piece)
         return counts
 
     def encode(self, text: str) -> Int32[np.ndarray, " tokens"]:
@@ -208,17 +209,13 @@ class SentencePieceTokenizer:
             self._inner.LoadFromSerializedProto(model)
         except RuntimeError as problem:
             raise Error("this is no SentencePiece model") from problem
+        self.fingerprint = _hash(model)
         self.vocab_size: int = self._inner.get_piece_size()
         self.end: int = self._inner.eos_id()
         if self.end < 0:
             raise Error("the SentencePiece model has no end-of-sentence token")
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """As in `Tokenizer`."""
-        return _hash(self._model)
-
-    @cached_property
+    @property
     def token_bytes(self) -> Int32[np.ndarray, " vocab"]:
         """As in `Tokenizer`."""
         inner = self._inner
