@@ -26,6 +26,7 @@ from jaxtyping import Int64
 from chapbook.core.data import Batch, Source
 from chapbook.core.errors import Error
 from chapbook.glam.packing import PackedDataset
+from chapbook.glam.tokenizer import Tokenizer
 
 BLOCK = 1024  # rows
 By = Literal["tokens", "documents"]
@@ -92,6 +93,18 @@ class MixtureSampler:
 
     def __len__(self) -> int:
         return self.rows
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What made the tokens of all sources.
+
+        Raises:
+            Error: The sources do not tell.
+        """
+        for source in self._sources:
+            if isinstance(source, PackedDataset):
+                return source.tokenizer
+        raise Error("the sources of the mixture do not tell what made their tokens")
 
     def __getitem__(self, rows: np.ndarray) -> Batch:
         """Returns rows by their numbers, with the columns of the sources."""

@@ -108,7 +108,8 @@ def favourites(table: pl.DataFrame, count: int = 10) -> pl.DataFrame:
     total = whole.over("layer")
     given = pl.col("n") / pl.col("n").sum().over("layer", "token")
     scored = pairs.with_columns(
-        (share / total).alias("load"), (pl.col("n") * (given / (share / total)).log()).alias("score")
+        (share / total).alias("load"),
+        (pl.col("n") * (given / (share / total)).log()).alias("score"),
     )
     return (
         scored.sort("score", "token", descending=[True, False])
