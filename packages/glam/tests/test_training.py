@@ -156,5 +156,5 @@ def test_what_does_not_fit_is_refused():
         fit(new(), batches(), TrainConfig(tokens=30, batch_size=4), key=jax.random.key(0))
     with pytest.raises(Error, match="learning_rate=0 must be above 0"):
         TrainConfig(tokens=1, learning_rate=0)
-    with pytest.raises(Error, match="spike=1.0 above 1"):
+    with pytest.raises(Error, match=r"spike=1\.0 above 1"):
         StabilityGuard(spike=1.0)

@@ -297,7 +297,7 @@ def train(
     from chapbook.core.data import Batches
     from chapbook.core.run import Run
     from chapbook.glam.config import GLaMConfig
-    from chapbook.glam.mixture import MixtureSampler, read_mixture
+    from chapbook.glam.mixture import read_mixture
     from chapbook.glam.model import GLaM
     from chapbook.glam.packing import PackedDataset
     from chapbook.glam.saving import save

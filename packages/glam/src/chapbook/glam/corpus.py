@@ -68,7 +68,8 @@ PACKAGES = (
         "debian-policy=4.6.2.0", "debian-policy_4.6.2.0_all.deb",
         "ef9d01b625c3b87c3a845c2cd1b66f1a16e9240b2b9e5bee53472a00e8457a39",
         "Debian Policy Manual: GPL 2 or later",
-        ("*.rst.txt", "*/copyright-format-1.0.txt.gz"), ("*/changelog*.gz", "*/copyright", "*.html"),
+        ("*.rst.txt", "*/copyright-format-1.0.txt.gz"),
+        ("*/changelog*.gz", "*/copyright", "*.html"),
     ),
     Package(
         "developers-reference=12.18", "developers-reference_12.18_all.deb",
