@@ -489,8 +489,8 @@ def routes(
     Example: glam routes run manuals --output routes.parquet --plot experts.png
     """
     from chapbook.core.tables import write_table
-    from chapbook.glam.routes import draw, favourites
-    from chapbook.glam.routes import routes as routed
+    from chapbook.glam.routing_analysis import draw, favourites
+    from chapbook.glam.routing_analysis import routes as routed
 
     held, words = _load(model, tokenizer)
     texts: list[str] = []
