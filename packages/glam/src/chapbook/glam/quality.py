@@ -77,13 +77,14 @@ class QualityClassifier:
         for name, part in zip(("good", "bad"), parts, strict=True):
             if not len(part.values):
                 raise Error(f"no {name} text has a word; give texts of both kinds")
-        used, columns = np.unique(np.concatenate([p.bins for p in parts]), return_inverse=True)
+        bins = np.concatenate([part.bins for part in parts])
+        occurs = np.bincount(bins, minlength=1 << self.bits) > 0
+        used, columns = np.flatnonzero(occurs), (np.cumsum(occurs, dtype=np.int32) - 1)[bins]
         values = np.concatenate([part.values for part in parts])
         lengths = np.concatenate([part.lengths for part in parts])
         x = csr_matrix(
             (values, columns, np.append(0, np.cumsum(lengths))), (len(lengths), len(used))
         )
-        transposed = x.T.tocsr()
         counts = np.array([len(part.lengths) for part in parts])
         sign = np.repeat([1.0, -1.0], counts)
         share = np.repeat(0.5 / counts, counts)
@@ -94,7 +95,7 @@ class QualityClassifier:
             # d/dm log(1 + exp(-m)) = -1 / (1 + exp(m)) = -exp(-log(1 + exp(m)))
             slope = -share * sign * np.exp(-np.logaddexp(0, margin))
             value = share @ np.logaddexp(0, -margin) + self.penalty / 2 * (w @ w)
-            return value, np.append(transposed @ slope + self.penalty * w, slope.sum())
+            return value, np.append(x.T @ slope + self.penalty * w, slope.sum())
 
         found: Any = minimize(
             loss, np.zeros(len(used) + 1), jac=True, method="L-BFGS-B",
