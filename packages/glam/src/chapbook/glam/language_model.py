@@ -34,18 +34,17 @@ class Tokenizer(Protocol):
 
 @runtime_checkable
 class Sizes(Protocol):
-    """What a model's configuration tells.
-
-    Attributes:
-        vocab_size: How many tokens there are.
-        context: The most tokens that it looks at.
-    """
+    """What a model's configuration tells."""
 
     @property
-    def vocab_size(self) -> int: ...
+    def vocab_size(self) -> int:
+        """How many tokens there are."""
+        ...
 
     @property
-    def context(self) -> int: ...
+    def context(self) -> int:
+        """The most tokens that the model looks at."""
+        ...
 
 
 @runtime_checkable

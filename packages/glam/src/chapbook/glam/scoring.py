@@ -242,7 +242,7 @@ def _branched(
     size: Array | np.ndarray,
 ) -> Any:
     options, parent = jnp.asarray(options), jnp.asarray(parent)
-    count, width = options.shape
+    width = options.shape[1]
     capacity = contexts.shape[1] + width - 1
     logits, cache = model.prefill(jnp.asarray(contexts), capacity, start=jnp.asarray(start))
     ahead = logits[parent, -1:]
