@@ -30,8 +30,8 @@ class Bytes:
 
     vocab_size, end = VOCAB, VOCAB - 1
 
-    def encode(self, text: str) -> list[int]:
-        return list(text.encode())
+    def encode(self, text: str) -> np.ndarray:
+        return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(i for i in ids if i < self.end).decode(errors="replace")

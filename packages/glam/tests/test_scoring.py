@@ -43,8 +43,8 @@ class Words:
 def alone(tokenizer, next_logs, context, continuation, longest=48):
     """Scores one pair by its definition."""
     text = context.rstrip()
-    before = tokenizer.encode(text) or [tokenizer.end]
-    after = tokenizer.encode(context[len(text) :] + continuation)
+    before = list(tokenizer.encode(text)) or [tokenizer.end]
+    after = list(tokenizer.encode(context[len(text) :] + continuation))
     row = (before + after)[-longest - 1 :]
     logs = next_logs(row[:-1])[-len(after) :]
     total = sum(log[token] for log, token in zip(logs, after, strict=True))
@@ -52,15 +52,22 @@ def alone(tokenizer, next_logs, context, continuation, longest=48):
     return total, len(after), greedy, len(before) + len(after) - len(row)
 
 
-@pytest.mark.parametrize("batch_tokens", [100, 4096])
-def test_scores_are_those_of_each_pair_alone(model, tokenizer, next_logs, batch_tokens):
-    best = next_logs(tokenizer.encode("q:"))[-1].argmax()
-    pairs = [*PAIRS, ("q:", chr(best))] if best < 128 else PAIRS
-    found = log_likelihoods(model, tokenizer, pairs, batch_tokens=batch_tokens)
+def check(found, pairs, tokenizer, next_logs):
     for each, pair in zip(found, pairs, strict=True):
         total, tokens, greedy, truncated = alone(tokenizer, next_logs, *pair)
         assert each.total == pytest.approx(total, rel=1e-5, abs=1e-4)
         assert (each.tokens, each.greedy, each.truncated) == (tokens, greedy, truncated)
+
+
+def test_scores_are_those_of_each_pair_alone(model, tokenizer, next_logs):
+    check(log_likelihoods(model, tokenizer, PAIRS), PAIRS, tokenizer, next_logs)
+
+
+def test_options_of_a_question_may_fall_into_several_batches(model, tokenizer, next_logs):
+    pairs = [(context, f" {n}" * 3) for context in ("Is it one", "or two of") for n in range(5)]
+    # 12 tokens for the context and 6 for an option: three options share a batch.
+    found = log_likelihoods(model, tokenizer, pairs, batch_tokens=54)
+    check(found, pairs, tokenizer, next_logs)
 
 
 def test_a_context_that_does_not_fit_loses_its_first_tokens_and_tells_how_many(model, tokenizer):
@@ -69,7 +76,7 @@ def test_a_context_that_does_not_fit_loses_its_first_tokens_and_tells_how_many(m
 
 
 def test_the_most_likely_continuation_is_greedy(model, tokenizer, next_logs):
-    row = tokenizer.encode("ab")
+    row = list(b"ab")
     likely = [int(next_logs(row)[-1].argmax())]
     likely.append(int(next_logs(row + likely)[-1].argmax()))
 

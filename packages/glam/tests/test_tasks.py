@@ -1,6 +1,7 @@
 """Tasks say what is asked, and what is wrong with them before a model is run."""
 
 import json
+from typing import Any
 
 import polars as pl
 import pytest
@@ -18,11 +19,16 @@ SOURCE = pl.DataFrame(
         "all": [["Paris", "Lutetia"], ["Lima"]],
     }
 )
-CHOICE = {
+CHOICE: dict[str, Any] = {
     "name": "capitals", "source": SOURCE, "prompt": "Capital of {{land}}?\n",
     "choices": ["{{first}}", "{{second}}"], "gold": "right", "metric": "accuracy",
 }  # fmt: skip
-WRITTEN = {"name": "w", "source": SOURCE, "prompt": "{{land}}:", "metric": ["em", "f1"]}
+WRITTEN: dict[str, Any] = {
+    "name": "w",
+    "source": SOURCE,
+    "prompt": "{{land}}:",
+    "metric": ["em", "f1"],
+}
 
 
 def test_a_choice_among_templates_shows_the_right_one():
@@ -96,8 +102,10 @@ stop: "."
     task = read_task(tmp_path / "capitals.yaml")
     assert (task.name, task.stop, task.metrics) == ("capitals", ["."], ("accuracy",))
     assert task.examples == task.pool == Task(**CHOICE).examples
-    told = {"name": "lands", "source": "lands.parquet", "prompt": "{{land}}:", "metric": "em",
-            "references": "all", "beam": 1}  # fmt: skip
+    told: dict[str, Any] = {
+        "name": "lands", "source": "lands.parquet", "prompt": "{{land}}:", "metric": "em",
+        "references": "all", "beam": 1,
+    }  # fmt: skip
     (tmp_path / "task.json").write_text(json.dumps(told))
     task = read_task(tmp_path / "task.json")
     assert (task.name, task.beam, task.examples[1].references) == ("lands", 1, ("Lima",))
@@ -125,5 +133,5 @@ def test_a_file_that_says_no_task_is_told(tmp_path, text, told):
 
 def test_a_missing_column_names_the_column():
     with pytest.raises(TableError) as caught:
-        Task(**CHOICE | {"prompt": "{{country}}"}).examples  # noqa: B018
+        Task(**{**CHOICE, "prompt": "{{country}}"}).examples  # noqa: B018
     assert caught.value.column == "country"

@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from chapbook.core.errors import Error
 from chapbook.core.transformer import Cache
 from chapbook.glam.batching import batches, bucket, by_shape, padded
-from chapbook.glam.language_model import LanguageModel, Tokenizer, check_vocabulary
+from chapbook.glam.language_model import LanguageModel, Tokenizer, check_vocabulary, encoded
 
 CHUNK = 16  # tokens between looks at the text; each look waits for the device
 
@@ -162,8 +162,8 @@ def complete(
     if room < 1:
         told = f"max_new_tokens={how.max_new_tokens} fills the context of {model.config.context}"
         raise Error(f"{told}; it leaves no room for a prompt")
-    encoded = [tokenizer.encode(prompt) or [tokenizer.end] for prompt in prompts]
-    kept = [tokens[-room:] for tokens in encoded]
+    whole = [encoded(tokenizer, prompt) or [tokenizer.end] for prompt in prompts]
+    kept = [tokens[-room:] for tokens in whole]
     run = _searched if how.beam > 1 else _chosen
     found: list[Completion | None] = [None] * len(kept)
     for length, places in by_shape([bucket(len(tokens), room) for tokens in kept]):
@@ -176,7 +176,7 @@ def complete(
             read = _read(model, tokens, start, length + how.max_new_tokens)
             chosen = run(model, read, texts, numbers, how, seed)
             for place, text, ids in zip(part, texts, chosen, strict=True):
-                cut = len(encoded[place]) - len(kept[place])
+                cut = len(whole[place]) - len(kept[place])
                 found[place] = Completion(text.of(ids), tuple(ids), text.ended(ids), cut)
     return [each for each in found if each is not None]
 
@@ -249,7 +249,8 @@ def _chosen(
     how = dataclasses.replace(how, stop=())
     found: list[list[int]] = []
     for until in _chunks(how.max_new_tokens):
-        state = _advanced(model, state, numbers, *map(jnp.int32, (until, seed, end)), how)
+        key, last = jax.random.key(seed), jnp.int32(until)
+        state = _advanced(model, state, numbers, last, key, jnp.int32(end), how)
         written = np.asarray(state.tokens)[:, : int(state.count)]
         found = [text.cut(row.tolist()) for text, row in zip(texts, written, strict=False)]
         done[: len(texts)] = [text.ended(ids) for text, ids in zip(texts, found, strict=True)]
@@ -270,11 +271,10 @@ def _advanced(
     state: _State,
     numbers: Array | np.ndarray,
     until: Array,
-    seed: Array,
+    key: PRNGKeyArray,
     end: Array,
     how: Decoding,
 ) -> _State:
-    key = jax.random.key(seed)
     keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(jnp.asarray(numbers))
 
     def more(state: _State) -> Array:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from chapbook.core.errors import Error
@@ -23,7 +24,7 @@ class Tokenizer(Protocol):
         """The token that ends a document."""
         ...
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str) -> Sequence[int] | Int[np.ndarray, " tokens"]:
         """Returns the tokens of a text, none added."""
         ...
 
@@ -83,6 +84,11 @@ class LanguageModel(Protocol):
     ) -> tuple[Float[Array, "batch tokens vocab"], Cache]:
         """Returns the logits of tokens that follow those in the cache, and the cache with them."""
         ...
+
+
+def encoded(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Returns the tokens of a text, as numbers of Python."""
+    return np.asarray(tokenizer.encode(text)).tolist()
 
 
 def check_vocabulary(model: LanguageModel, tokenizer: Tokenizer) -> None:

@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from chapbook.core.errors import Error
 from chapbook.glam.batching import batches, bucket, by_shape, padded
-from chapbook.glam.language_model import LanguageModel, Tokenizer, check_vocabulary
+from chapbook.glam.language_model import LanguageModel, Tokenizer, check_vocabulary, encoded
 
 
 class LogLikelihood(NamedTuple):
@@ -99,10 +99,10 @@ def encode_pair(
     text = context.rstrip()
     continuation = context[len(text) :] + continuation
     if not text:
-        return [tokenizer.end], tokenizer.encode(continuation)
-    before, both = tokenizer.encode(text), tokenizer.encode(text + continuation)
+        return [tokenizer.end], encoded(tokenizer, continuation)
+    before, both = encoded(tokenizer, text), encoded(tokenizer, text + continuation)
     after = both[len(before) :] if both[: len(before)] == before else []
-    return before, after or tokenizer.encode(continuation)
+    return before, after or encoded(tokenizer, continuation)
 
 
 def bits_per_byte(
@@ -140,7 +140,7 @@ def bits_per_byte(
         raise Error(f"stride={stride} is not within the model's context of {longest}")
     rows, owners, counts = [], [], []
     for document, text in enumerate(texts):
-        tokens = [tokenizer.end, *tokenizer.encode(text)]
+        tokens = [tokenizer.end, *encoded(tokenizer, text)]
         counts.append(len(tokens) - 1)
         for begin, first, last in windows(len(tokens), longest, stride):
             rows.append((tokens[begin:last], last - first))

@@ -139,12 +139,12 @@ class Task:
             at = f"{where}, row {number}"
             given = options(values, at)
             gold = None if self.gold is None else _gold(values[self.gold], given, at, self.gold)
-            right = () if self.references is None else _texts(values[self.references], at)
+            right = [] if self.references is None else list(_texts(values[self.references], at))
             if answer is not None:
                 shown = answer(values, at)
             else:
                 shown = right[0] if gold is None else given[gold]
-            found.append(Example(prompt(values, at), shown, given, gold, right))
+            found.append(Example(prompt(values, at), shown, given, gold, tuple(right)))
         return found
 
     def _options(
@@ -197,7 +197,8 @@ def read_task(path: str | Path) -> Task:
             told[name] = read_table(path.parent / told[name])
     if isinstance(told.get("stop"), str):
         told["stop"] = [told["stop"]]
-    return Task(**{"name": path.stem} | told)
+    fitting: dict[str, Any] = {"name": path.stem} | told
+    return Task(**fitting)
 
 
 def _template(
