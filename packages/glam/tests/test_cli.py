@@ -147,6 +147,66 @@ def test_a_column_of_scores_is_not_overwritten(corpus, capsys):
     assert not Path("o.parquet").exists()
 
 
+LINE = "desk/4E,context=32,layers=2,width=16,hidden=24,heads=2,head=8"
+
+
+def test_text_becomes_a_model_that_writes_scores_and_answers(capsys):
+    book = "the cat sat on the mat. the dog lay on the rug. " * 12
+    pl.DataFrame({"text": [book] * 20}).write_parquet("book.parquet")
+    prepare = ("prepare", "book.parquet", "--tokenizer", "bytes", "--held-out", 0.2)
+    assert run(*prepare, "--output", "shards") == 0
+    train = ("train", "--data", "shards", "--config", LINE, "--tokens", 10_240, "--batch", 8,
+             "--lr", 0.05, "--out", "run", "--quiet", "--json")  # fmt: skip
+    capsys.readouterr()
+    assert run(*train) == 0
+    found = printed(capsys)
+    assert found["steps"] == 40 and found["valid/bits_per_byte"] < 4
+    # The same command has nothing left to do, and says the same.
+    assert run(*train) == 0
+    assert printed(capsys)["valid/bits_per_byte"] == found["valid/bits_per_byte"]
+
+    assert run("generate", "run", "the c", "--max-new-tokens", 4, "--json") == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["prompt"] == "the c" and 0 < len(row["text"]) <= 4
+    assert run("score", "run", "book.parquet", "--quiet", "--json") == 0
+    told = printed(capsys)
+    table = pl.read_parquet("scores.parquet")
+    assert told["documents"] == table.height == 20
+    assert 0 < told["bits_per_byte"] < 4
+    pl.DataFrame({"q": ["the cat sat on"], "a": ["the mat"]}).write_parquet("q.parquet")
+    Path("task.yaml").write_text(
+        "name: mats\nsource: q.parquet\nprompt: '{{q}}'\nchoices: [the mat, qzxqzxq]\n"
+        "gold: a\nmetric: accuracy\n"
+    )
+    assert run("evaluate", "run", "--task", "task.yaml", "--shots", "0", "--json") == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["task"], row["metric"], row["value"], row["n"]) == ("mats", "accuracy", 100, 1)
+    routes = ("routes", "run", "book.parquet", "--limit", 2, "--plot", "experts.png", "--quiet")
+    assert run(*routes, "--json") == 0
+    experts = json.loads(capsys.readouterr().out)
+    assert sum(each["load"] for each in experts) == pytest.approx(1)
+    assert Path("experts.png").stat().st_size > 1000
+    assert pl.read_parquet("routes.parquet").height == 2 * 32 * 2
+
+
+def test_a_vocabulary_that_is_not_the_tokenizers_is_refused_with_both_sizes(capsys):
+    pl.DataFrame({"text": ["some words " * 20]}).write_parquet("book.parquet")
+    assert run("prepare", "book.parquet", "--tokenizer", "bytes", "--output", "shards") == 0
+    capsys.readouterr()
+    wrong = told(capsys, "train", "--data", "shards", "--config", f"{LINE},vocab=100", "--tokens",
+                 512, "--out", "run")  # fmt: skip
+    assert "100" in wrong and "257" in wrong
+
+
+def test_sizes_and_costs_are_printed(capsys):
+    assert run("cost", "64B/64E", "--tokens", 6e11, "--chips", 1024, "--json") == 0
+    found = printed(capsys)
+    assert found["activated"] / 1e9 == pytest.approx(96.6, abs=0.05)
+    assert run("sizes", "--json") == 0
+    assert len(json.loads(capsys.readouterr().out)) == 22
+    assert "is no SIZE" in told(capsys, "cost", "small")
+
+
 def test_help_starts_without_jax():
     for command in ([], ["filter", "score"]):
         code = (

@@ -93,7 +93,7 @@ def test_windows_cover_each_shard_and_number_its_documents(tmp_path):
         for start in range(0, len(tokens) - 32, 32):
             window = tokens[start : start + 33]
             assert found["tokens"][row].tolist() == window.tolist()
-            segment = [1 + int((window[:i] == 256).sum()) for i in range(33)]
+            segment = [1 + int((window[: i + 1] == 256).sum()) for i in range(33)]
             assert found["segment"][row].tolist() == segment
             row += 1
     assert row == len(data)

@@ -321,6 +321,11 @@ def train(
         words = source.tokenizer
     if "vocab=" not in config:
         shape = dataclasses.replace(shape, vocab_size=words.vocab_size)
+    elif shape.vocab_size != words.vocab_size:
+        raise Error(
+            f"{config} has {shape.vocab_size} tokens, the tokenizer of {data} has "
+            f"{words.vocab_size}; leave vocab= out"
+        )
     shape = shape.dense_counterpart() if dense else shape
     evaluate = None
     if isinstance(source, PackedDataset) and "held_out" in source.facts["parts"]:

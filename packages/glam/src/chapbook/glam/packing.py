@@ -243,7 +243,7 @@ class PackedDataset:
         with suppress(OSError, ValueError):
             stream = np.load(file, mmap_mode="r")
             if stream.shape == (size,) and stream.dtype == self.facts["dtype"]:
-                return tokens(stream, self.context, end=self.facts["end"])
+                return tokens(stream, self.context)
         raise Error(f"{file} is not the shard of {size} tokens that facts.json tells of")
 
     def __len__(self) -> int:
@@ -256,19 +256,19 @@ class PackedDataset:
             rows: Their numbers.
 
         Returns:
-            `tokens`, and `segment`, which numbers the documents of each window from 1; an end
-            belongs to the document that it ends.
+            `tokens`, and `segment`, which numbers the documents of each window from 1. An end is
+            the first token of the document behind it, of which it is all that stands before the
+            first word; the document in front predicts it.
         """
         rows = np.asarray(rows)
-        shape = (len(rows), self.context + 1)
-        found = {name: np.empty(shape, np.int32) for name in ("tokens", "segment")}
+        found = np.empty((len(rows), self.context + 1), np.int32)
         held = np.searchsorted(self._ends, rows, side="right")
         for shard in np.unique(held):
             at = held == shard
             first = self._ends[shard] - len(self._shards[shard])
-            for name, values in self._shards[shard][rows[at] - first].items():
-                found[name][at] = values
-        return found
+            found[at] = self._shards[shard][rows[at] - first]["tokens"]
+        segment = 1 + np.cumsum(found == self.facts["end"], axis=-1, dtype=np.int32)
+        return {"tokens": found, "segment": segment}
 
     @property
     def fingerprint(self) -> str:

@@ -166,13 +166,14 @@ def optimizer(config: TrainConfig) -> optax.GradientTransformation:
 
 
 def predicted(segments: Int[Array, "batch length"]) -> Float[Array, "batch tokens"]:
-    """Returns 1 where a token is predicted: all but padding and the first one of a document.
+    """Returns 1 where a token is predicted: all but padding.
+
+    The end of a document is the first token of the next one, and is predicted by its last.
 
     Args:
         segments: The document of each token; 0 is padding.
     """
-    after = segments[:, 1:]
-    return ((after > 0) & (after == segments[:, :-1])).astype(jnp.float32)
+    return ((segments[:, 1:] > 0) & (segments[:, :-1] > 0)).astype(jnp.float32)
 
 
 def nats(
@@ -263,7 +264,7 @@ def fit(
     Args:
         model: New or trained before.
         batches: Of `tokens`, (rows, context + 1), and `segment` of the same shape, the document of
-            each token from 1 on, 0 for padding; with a `run` they must know their place, as
+            each token from 1 on, which an end begins, 0 for padding; with a `run` they must know their place, as
             `chapbook.core.data.Batches` does.
         config: The recipe.
         key: Randomness of the routers.
