@@ -264,8 +264,8 @@ def fit(
     Args:
         model: New or trained before.
         batches: Of `tokens`, (rows, context + 1), and `segment` of the same shape, the document of
-            each token from 1 on, which an end begins, 0 for padding; with a `run` they must know their place, as
-            `chapbook.core.data.Batches` does.
+            each token from 1 on, which an end begins, and 0 for padding. With a `run` they must
+            know their place, as `chapbook.core.data.Batches` does.
         config: The recipe.
         key: Randomness of the routers.
         evaluate: As `evaluation` returns it; None makes none.
