@@ -20,6 +20,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -101,7 +102,7 @@ def chapbook(
     table: pl.DataFrame, known: list[str], updates: int, seed: int, meter: Meter,
     scaling: str = "entity",
 ) -> Forecast:  # fmt: skip
-    """Trains ours, with states scaled one by one, as in the paper."""
+    """Trains ours, with states scaled one by one, as in the paper, or windows."""
     from chapbook.tft_forecast import Forecaster
 
     meter.begin()
@@ -115,13 +116,6 @@ def chapbook(
         meter.stamp(row["step"], row["seconds"])
     whole = made.prepare(table)
     return lambda origin: made.predict(whole, origins=[origin]).select("state", "date", *COLUMNS)
-
-
-def chapbook_window(
-    table: pl.DataFrame, known: list[str], updates: int, seed: int, meter: Meter
-) -> Forecast:
-    """Trains ours, which scales each window by mean and spread."""
-    return chapbook(table, known, updates, seed, meter, scaling="window")
 
 
 def neuralforecast(
@@ -310,7 +304,7 @@ def _trainer(meter: Meter) -> dict[str, Any]:
 
 
 SIDES: dict[str, Callable[[pl.DataFrame, list[str], int, int, Meter], Forecast]] = {
-    "chapbook": chapbook, "chapbook, window scaling": chapbook_window,
+    "chapbook": chapbook, "chapbook, window scaling": partial(chapbook, scaling="window"),
     "neuralforecast": neuralforecast, "pytorch-forecasting": pytorch_forecasting, "darts": darts,
 }  # fmt: skip
 
