@@ -134,7 +134,7 @@ def test_sets_are_named_as_the_released_ones_and_targets_augmented(photos, tmp_p
     more = ("--augment", 0.5, "--flip", "--precision", "float64", "--zca", 0.1)
     assert run("distill", *given, *more, "--out", tmp_path / "run") == 0
     names = {each.name for each in (tmp_path / "run" / "sets").iterdir()}
-    assert names == {f"FC1_ssize2_zca_nol_aug_ckpt{step}.npz" for step in (0, 2)}
+    assert names == {f"FC1_ssize2_zca_nol_aug_ckpt{step}.npz" for step in (0, 1, 2)}
     held = DistilledSet.load(tmp_path / "run" / "distilled.npz")
     assert held.images.dtype == np.float64
     assert held.facts["augmentation"]["share"] == 0.5

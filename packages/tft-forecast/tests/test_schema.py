@@ -76,6 +76,24 @@ def test_an_id_and_a_target_are_needed():
     assert problem("id", "t", [], "1d") == "the schema names no target column"
 
 
+@pytest.mark.parametrize(
+    ("ids", "time", "message"),
+    [
+        ("origin", "t", 'column "origin" is id, and forecasts have a column of that name'),
+        (["shop", "q0.5"], "t", 'column "q0.5" is id, and forecasts have a column of that name'),
+        ("shop", "step", 'column "step" is time, and forecasts have a column of that name'),
+    ],
+)
+def test_ids_and_the_time_are_not_named_as_columns_of_forecasts_are(ids, time, message):
+    assert problem(ids, time, "sales", "1d") == message
+
+
+def test_only_several_targets_take_the_name_target():
+    assert Schema("target", "t", "sales", "1d").id == ("target",)
+    said = 'column "target" is id, and forecasts have a column of that name'
+    assert problem("target", "t", ["sales", "returns"], "1d") == said
+
+
 def test_an_id_may_be_a_static_input():
     assert Schema("id", "t", "y", "1d", static="id").columns == ("id", "t", "y")
 

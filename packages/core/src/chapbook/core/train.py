@@ -179,8 +179,9 @@ def fit(
         profile: `"10:15"` traces steps 10 to 15 into the run's `profile` folder.
         trainable: Which leaves are trained: a function of a leaf, or a tree of booleans.
         extra: Non-trained state, such as batch statistics; a tree of arrays.
-        callbacks: Called as `(step, model_fn, row)` for each row written. Rows come one window
-            late, so `row["step"]` may be before `step`; `model_fn()` copies the model of `step`.
+        callbacks: Called as `(step, model_fn, row)` at the end of every window of steps;
+            `model_fn()` copies the model of `step`. Rows come one window late: the first is empty,
+            later `row["step"]` may be before `step`, and the last call has the last row.
         quiet: Whether to show no progress.
 
     Returns:
@@ -251,9 +252,9 @@ def fit(
             keeper.save(step, program, log)
         told = len(log.rows)
 
-        def tell() -> None:
+        def tell(closed: bool) -> None:
             nonlocal told
-            for row in log.rows[told:]:
+            for row in log.rows[told:] or [{}] * (closed and not told):
                 for callback in callbacks:
                     callback(step, lambda: assemble(_copy(program.state.params)), row)
             told = len(log.rows)
@@ -278,7 +279,7 @@ def fit(
                 with log.pause():
                     found = _evaluate(evaluate, assemble, program.state, key)
                 log.attach(found)
-            if found or step % log_every == 0 or step == steps:
+            if closed := bool(found) or step % log_every == 0 or step == steps:
                 if on_nan == "rewind":
                     log.flush()
                 if guard.bad and not keeper.rewind(step, program, log):
@@ -288,7 +289,7 @@ def fit(
                     reason = "early stop"
             if step % save_every == 0:
                 keeper.save(step, program, log)
-            tell()
+            tell(closed)
             reason = reason or ("steps" if step == steps else caught(turn))
             if reason:
                 break
@@ -301,7 +302,7 @@ def fit(
             keeper.save(step, program, log)
         if guard.bad and on_nan == "stop":
             reason = "nan"
-        tell()
+        tell(closed=False)
         step = int(program.state.step)
         if ending := _ending(reason, step, run, guard):
             log.say(ending)

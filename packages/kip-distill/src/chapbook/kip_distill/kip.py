@@ -27,8 +27,8 @@ from chapbook.kip_distill.labels import centred
 from chapbook.kip_distill.regression import KernelRidge, solve
 from chapbook.kip_distill.targets import Targets
 
-# Steps of which the paper's authors released the sets, but for the first one; then every 500.
-LOGGED = (0, 2, 4, 6, 8, 12, 18, 26, 37, 54, 78, 112, 162, 233, 335, 483, 695, 1000)
+# Steps of which the paper's authors released the sets; then every 500.
+LOGGED = (0, 1, 2, 4, 6, 8, 12, 18, 26, 37, 54, 78, 112, 162, 233, 335, 483, 695, 1000)
 EVERY = 500
 RULES = {"batch": "target"}
 

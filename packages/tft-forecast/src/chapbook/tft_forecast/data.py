@@ -167,23 +167,25 @@ def flights() -> tuple[pl.DataFrame, Schema]:
     names = ("origin", "carrier", "time_hour", "dep_delay")
     hour = pl.col("time_hour").str.to_datetime("%Y-%m-%dT%H:%M:%SZ", time_zone="UTC")
     local = hour.dt.convert_time_zone("America/New_York")
+    renamed = {"origin": "airport"}  # an origin is something else in forecasts
     readings = ("temp", "dewp", "humid", "wind_speed", "wind_gust", "precip", "pressure", "visib")
     weather = _rdataset("nycflights13", "weather", ("origin", "time_hour", *readings))
     table = (
         _rdataset("nycflights13", "flights", names)
-        .group_by("origin", "carrier", "time_hour")
+        .rename(renamed)
+        .group_by("airport", "carrier", "time_hour")
         .agg(
             pl.col("dep_delay").mean().alias("delay"),
             pl.len().alias("scheduled"),
             pl.col("dep_delay").null_count().alias("cancelled"),
         )
-        .join(weather, on=["origin", "time_hour"], how="left")
+        .join(weather.rename(renamed), on=["airport", "time_hour"], how="left")
         .with_columns(local)
-        .sort("origin", "carrier", "time_hour")
+        .sort("airport", "carrier", "time_hour")
     )
     calendar = CalendarFeatures(("hour", "weekday", "month"))
     schema = Schema(
-        ("origin", "carrier"), "time_hour", "delay", "1h", static=("origin", "carrier"),
+        ("airport", "carrier"), "time_hour", "delay", "1h", static=("airport", "carrier"),
         known="scheduled", observed=("cancelled", *readings),
     )  # fmt: skip
     return calendar.extend(table, "time_hour"), calendar.roles(schema)

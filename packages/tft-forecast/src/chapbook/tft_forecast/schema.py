@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from chapbook.tft_forecast.categories import Categories
 
 TRANSFORMS = ("none", "log1p", "logit")
+FORECAST = re.compile(r"origin|step|y|q\d.*")  # columns of forecasts and backtests
 _ONE = ("time", "freq", "weight", "target_transform")  # the others may name several columns
 _USUAL = {
     "time": ("ds", "date", "time", "timestamp", "datetime", "time_hour"),
@@ -112,6 +113,12 @@ class Schema:
                     both = f"{seen[name]} and {role}" if seen[name] != role else f"{role} twice"
                     raise Error(f'column "{name}" is {both}; it can have one role')
                 seen[name] = role
+        for name in (*self.id, self.time):
+            if FORECAST.fullmatch(name) or (name == "target" and len(self.target) > 1):
+                raise Error(
+                    f'column "{name}" is {seen[name]}, and forecasts have a column of that name',
+                    "rename it",
+                )
         for name in self.categorical:
             if name not in self.inputs:
                 known = ", ".join(self.inputs) or "none"
