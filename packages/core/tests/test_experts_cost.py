@@ -191,6 +191,10 @@ def test_losses_are_those_of_the_papers_and_do_not_see_padding():
     longer = [jnp.asarray(np.concatenate([x, padded], axis=1)) for x in (logits, noisy)]
     found = losses(longer[0], longer[1], jnp.stack([valid, valid]))
     np.testing.assert_allclose(found, wanted, rtol=2e-5)
+    # Nor a third group that is nothing else.
+    more = [jnp.concatenate([x, x[:1]]) for x in longer]
+    found = losses(more[0], more[1], jnp.stack([valid, valid, valid & False]))
+    np.testing.assert_allclose(found, wanted, rtol=2e-5)
     # A token of weight 2 is that token twice.
     twice = [jnp.asarray(np.concatenate([x, x[:, :3]], axis=1)) for x in (logits, noisy)]
     weight = jnp.where(jnp.arange(14) < 3, 2.0, 1.0) * jnp.ones((2, 1))

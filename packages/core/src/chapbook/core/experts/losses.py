@@ -14,12 +14,11 @@ from jaxtyping import Array, Bool, Float
 from chapbook.core.errors import Error
 from chapbook.core.experts.assignment import wide
 
+Scores = Float[Array, "*groups tokens experts"]
 Valid = Bool[Array, "*groups tokens"] | Float[Array, "*groups tokens"] | None
 
 
-def importance_loss(
-    gates: Float[Array, "*groups tokens experts"], valid: Valid = None
-) -> Float[Array, ""]:
+def importance_loss(gates: Scores, valid: Valid = None) -> Float[Array, ""]:
     """Computes `(std_e I_e / mean_e I_e)^2` of the importances `I_e = sum_t p_te`.
 
     Args:
@@ -29,12 +28,12 @@ def importance_loss(
     Reference:
         Riquelme et al. (2021), appendix A.
     """
-    return _squared_variation(_mean(gates, valid))
+    return _squared_variation(_mean(gates, valid), valid)
 
 
 def load_loss(
-    logits: Float[Array, "*groups tokens experts"],
-    noisy_logits: Float[Array, "*groups tokens experts"],
+    logits: Scores,
+    noisy_logits: Scores,
     k: int,
     sigma: float,
     valid: Valid = None,
@@ -68,12 +67,10 @@ def load_loss(
     chosen = last == jnp.arange(logits.shape[-1])
     threshold = jnp.sum(jnp.where(chosen, noisy_logits, 0), axis=-1, keepdims=True)
     chance = jax.scipy.stats.norm.cdf((logits - threshold) / sigma)
-    return _squared_variation(_mean(chance, valid))
+    return _squared_variation(_mean(chance, valid), valid)
 
 
-def gshard_loss(
-    gates: Float[Array, "*groups tokens experts"], valid: Valid = None
-) -> Float[Array, ""]:
+def gshard_loss(gates: Scores, valid: Valid = None) -> Float[Array, ""]:
     """Computes `E^2 mean_e f_e P_e`, with f_e the share of tokens whose largest gate is e's.
 
     `P_e` is the mean gate; the gradient passes through it alone. Where padding counts in both
@@ -89,12 +86,10 @@ def gshard_loss(
     gates = _masked(gates, valid)
     first = jnp.argmax(gates, axis=-1)[..., None] == jnp.arange(gates.shape[-1])
     share = _mean(first.astype(gates.dtype), valid)
-    return jnp.mean(gates.shape[-1] * jnp.sum(share * _mean(gates, valid), axis=-1))
+    return _over_groups(gates.shape[-1] * jnp.sum(share * _mean(gates, valid), axis=-1), valid)
 
 
-def switch_loss(
-    gates: Float[Array, "*groups tokens experts"], valid: Valid = None
-) -> Float[Array, ""]:
+def switch_loss(gates: Scores, valid: Valid = None) -> Float[Array, ""]:
     """Computes `E sum_e f_e P_e`: the same number as `gshard_loss`, under the name of its paper.
 
     Args:
@@ -107,7 +102,7 @@ def switch_loss(
     return gshard_loss(gates, valid)
 
 
-def z_loss(logits: Float[Array, "*groups tokens experts"], valid: Valid = None) -> Float[Array, ""]:
+def z_loss(logits: Scores, valid: Valid = None) -> Float[Array, ""]:
     """Computes `mean_t (log sum_e exp l_te)^2`, which keeps logits small.
 
     Args:
@@ -118,7 +113,7 @@ def z_loss(logits: Float[Array, "*groups tokens experts"], valid: Valid = None) 
         Zoph et al., "ST-MoE" (2022), equation 5.
     """
     each = jax.nn.logsumexp(_masked(logits, valid), axis=-1, keepdims=True) ** 2
-    return jnp.mean(_mean(each, valid))
+    return _over_groups(_mean(each, valid)[..., 0], valid)
 
 
 def _masked(x: Array, valid: Valid) -> Array:
@@ -129,13 +124,21 @@ def _masked(x: Array, valid: Valid) -> Array:
 def _mean(x: Array, valid: Valid) -> Array:
     """Returns the weighted mean over tokens in each group; 0 for a group of padding."""
     x = _masked(x, valid)
-    if valid is None:
-        return jnp.mean(x, axis=-2)
-    weight = valid.astype(x.dtype)[..., None]
-    total = jnp.sum(weight, axis=-2)
-    return jnp.sum(x * weight, axis=-2) / jnp.where(total > 0, total, 1)
+    weight = jnp.ones(x.shape[:-1], x.dtype) if valid is None else valid.astype(x.dtype)
+    return _weighted(x, weight[..., None], -2)
 
 
-def _squared_variation(x: Array) -> Array:
+def _over_groups(x: Array, valid: Valid) -> Array:
+    """Returns the mean over groups; those of padding alone, which fill up devices, do not count."""
+    real = jnp.ones(x.shape, bool) if valid is None else jnp.any(valid > 0, axis=-1)
+    return _weighted(x, real, None)
+
+
+def _weighted(x: Array, weight: Array, axis: int | None) -> Array:
+    total = jnp.sum(weight, axis)
+    return jnp.sum(x * weight, axis) / jnp.where(total > 0, total, 1)
+
+
+def _squared_variation(x: Array, valid: Valid) -> Array:
     mean = jnp.mean(x, axis=-1)
-    return jnp.mean(jnp.var(x, axis=-1) / jnp.where(mean > 0, mean, 1) ** 2)
+    return _over_groups(jnp.var(x, axis=-1) / jnp.where(mean > 0, mean, 1) ** 2, valid)
