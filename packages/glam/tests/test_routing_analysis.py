@@ -8,9 +8,10 @@ import polars as pl
 import pytest
 
 from chapbook.core.errors import Error
+from chapbook.glam import plots
 from chapbook.glam.config import GLaMConfig
 from chapbook.glam.model import GLaM
-from chapbook.glam.routing_analysis import draw, favourites, kind, routes
+from chapbook.glam.routing_analysis import favourites, kind, routes
 from chapbook.glam.tokenizer import load_tokenizer
 
 LINE = "desk/4E,vocab=257,context=12,layers=2,width=16,hidden=24,heads=2,head=8"
@@ -57,6 +58,6 @@ def test_the_tokens_that_an_expert_draws_come_first(tmp_path):
     found = favourites(table, count=1)
     assert found["tokens"].to_list() == [["x"], ["y"]]
     np.testing.assert_allclose(found["load"], [14 / 25, 11 / 25])
-    draw(tmp_path / "experts.png", table, 2)
+    plots.routing(tmp_path / "experts.png", table, 2)
     shares = pl.read_csv(tmp_path / "experts.csv")["share"].to_list()
     np.testing.assert_allclose(shares, [14 / 25, 11 / 25])

@@ -61,11 +61,11 @@ def batches(seed: int = 0) -> Batches:
 
 def test_the_rate_is_constant_and_then_falls_by_the_root_of_the_steps():
     rate = schedule(TrainConfig(tokens=1))
-    assert [float(rate(step)) for step in (1, 10_000, 40_000)] == pytest.approx([0.01, 0.01, 0.005])
+    found = np.asarray([rate(step) for step in (1, 10_000, 40_000)])
+    np.testing.assert_allclose(found, [0.01, 0.01, 0.005], rtol=1e-6)
     warm = schedule(TrainConfig(tokens=1, warmup=4))
-    assert [float(warm(step)) for step in (0, 1, 3, 9)] == pytest.approx(
-        [0.0025, 0.005, 0.01, 0.01]
-    )
+    found = np.asarray([warm(step) for step in (0, 1, 3, 9)])
+    np.testing.assert_allclose(found, [0.0025, 0.005, 0.01, 0.01], rtol=1e-6)
 
 
 def test_adafactor_is_that_of_optax_until_its_decay_meets_the_cap():
@@ -132,7 +132,7 @@ def test_an_evaluation_gives_bits_of_a_byte():
     logits, _ = eqx.filter_jit(lambda m, t, s: m(t, segments=s))(
         model, jnp.asarray(ids[:, :-1]), jnp.asarray(segments[:, :-1])
     )
-    each = -np.take_along_axis(jax.nn.log_softmax(logits), ids[:, 1:, None], -1)[..., 0]
+    each = -np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), ids[:, 1:, None], -1)[..., 0]
     mean = float(each[np.asarray(predicted(jnp.asarray(segments))) > 0].mean())
     assert found["nats"] == pytest.approx(mean, rel=1e-5)
     assert found["bits_per_byte"] == pytest.approx(mean / math.log(2) / 2.5, rel=1e-5)

@@ -428,7 +428,7 @@ def score_documents(
     ]
     table = pl.concat(parts)
     write_table(table, output)
-    nats, size = -table["log_likelihood"].sum(), table["bytes"].sum()
+    nats, size = -float(table["log_likelihood"].sum()), int(table["bytes"].sum())
     _print(
         {"documents": table.height, "tokens": table["tokens"].sum(), "bytes": size,
          "bits per byte": nats / math.log(2) / max(size, 1), "table": str(output)},
@@ -494,7 +494,7 @@ def routes(
     Example: glam routes run manuals --output routes.parquet --plot experts.png
     """
     from chapbook.core.tables import write_table
-    from chapbook.glam.routing_analysis import draw, favourites
+    from chapbook.glam.routing_analysis import favourites
     from chapbook.glam.routing_analysis import routes as routed
 
     held, words = _load(model, tokenizer)
@@ -506,7 +506,9 @@ def routes(
     table = routed(held, words, texts)
     write_table(table, output)
     if plot is not None:
-        draw(plot, table, held.config.num_experts)
+        from chapbook.glam.plots import routing
+
+        routing(plot, table, held.config.num_experts)
     _table(favourites(table), json)
 
 

@@ -52,8 +52,8 @@ class MoE(eqx.Module):
     """
 
     config: GLaMConfig = eqx.field(static=True)
+    experts: Experts = eqx.field()
     router: Float[Array, "embed experts"] = axes("embed", None)
-    experts: Experts
 
     def __init__(self, config: GLaMConfig, *, key: Key[Array, ""]):
         first, second = jax.random.split(key)
@@ -107,5 +107,7 @@ class MoE(eqx.Module):
         )
         gates = chosen.gates.reshape(groups, size, -1)
         loss = gshard_loss(gates, real.reshape(groups, size))
-        each = (a[:count].reshape(batch, tokens, -1) for a in (chosen.expert, chosen.weight))
-        return y[:count].reshape(x.shape), LayerRouting(*each, loss, metrics)
+        expert, weight = (
+            each[:count].reshape(batch, tokens, -1) for each in (chosen.expert, chosen.weight)
+        )
+        return y[:count].reshape(x.shape), LayerRouting(expert, weight, loss, metrics)

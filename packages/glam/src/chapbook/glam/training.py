@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key
 
 from chapbook.core.data import Batches, Source
@@ -118,8 +119,8 @@ def schedule(config: TrainConfig) -> optax.Schedule:
     """
     c = config
 
-    def rate(step: int | Array) -> Array:
-        past = jnp.asarray(step, jnp.float32)
+    def rate(count: ArrayLike) -> Array:
+        past = jnp.asarray(count, jnp.float32)
         rise = jnp.minimum((past + 1) / c.warmup, 1) if c.warmup else 1.0
         return c.learning_rate * rise * jnp.sqrt(c.constant / jnp.maximum(past, c.constant))
 
@@ -287,11 +288,11 @@ def fit(
     """
     steps = config.steps(model.config.context)
     guard = guard or StabilityGuard()
-    careful = {"on_nan": "rewind", "spike": guard.spike} if run else {"on_nan": "skip"}
     return core_fit(
         objective(config), model, optimizer(config), batches, steps=steps, key=key, run=run,
         mesh=mesh, rules=RULES, accumulate=config.accumulate, precision=config.precision,
         evaluate=evaluate, evaluate_every=evaluate_every or max(steps // 6, 1),
         save_every=save_every, log_every=log_every, nan_limit=guard.skips,
-        units=config.batch_size * model.config.context, quiet=quiet, **careful,
+        on_nan="rewind" if run else "skip", spike=guard.spike if run else None,
+        units=config.batch_size * model.config.context, quiet=quiet,
     )  # fmt: skip
