@@ -21,20 +21,9 @@ from chapbook.core.transformer import (
     Stack,
     View,
 )
+from chapbook.glam.tokenizer import ByteTokenizer
 
 VOCAB, CONTEXT, EMBED = 257, 48, 16
-
-
-class Bytes:
-    """Each byte is a token; 256 ends a document."""
-
-    vocab_size, end = VOCAB, VOCAB - 1
-
-    def encode(self, text: str) -> np.ndarray:
-        return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return bytes(i for i in ids if i < self.end).decode(errors="replace")
 
 
 class Tiny(eqx.Module):
@@ -71,8 +60,8 @@ class Tiny(eqx.Module):
 
 
 @pytest.fixture(scope="session")
-def tokenizer() -> Bytes:
-    return Bytes()
+def tokenizer() -> ByteTokenizer:
+    return ByteTokenizer()
 
 
 @pytest.fixture(scope="session")

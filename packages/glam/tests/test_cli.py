@@ -107,6 +107,17 @@ def test_repeats_and_overlap_with_an_evaluation_are_left_out(capsys):
         assert printed(capsys)["train_documents"] == kept
 
 
+def test_of_pages_that_are_nearly_the_same_the_first_stays(capsys):
+    page = " ".join(texts("a calm river ran through green hills", 3, 0))
+    rows = {"id": ["a", "b", "c"], "text": [page, f"{page} Printed.", "another page"]}
+    pl.DataFrame(rows).write_parquet("web.parquet")
+    to = ("--output", "kept.parquet", "--json")
+    assert run("filter", "near-duplicates", "web.parquet", *to) == 0
+    found = printed(capsys)
+    assert (found["documents"], found["kept"]) == (3, 2)
+    assert pl.read_parquet("kept.parquet")["id"].to_list() == ["a", "c"]
+
+
 def test_what_the_user_can_mend_is_one_line_and_exit_2(corpus, capsys):
     Path("bad.txt").write_bytes(b"abc\xff")
     Path("empty").mkdir()
@@ -186,7 +197,7 @@ def test_text_becomes_a_model_that_writes_scores_and_answers(capsys):
     experts = json.loads(capsys.readouterr().out)
     assert sum(each["load"] for each in experts) == pytest.approx(1)
     assert Path("experts.png").stat().st_size > 1000
-    assert pl.read_parquet("routes.parquet").height == 2 * 32 * 2
+    assert pl.read_parquet("routes.parquet").height == 2 * 31 * 2
 
 
 def test_a_vocabulary_that_is_not_the_tokenizers_is_refused_with_both_sizes(capsys):

@@ -12,12 +12,12 @@ from chapbook.glam.tasks import CHOSEN, Task
 N = 12
 ROWS = pl.DataFrame(
     {
-        "q": [f"Number {n * n}" for n in range(N)],
+        "q": ["abcdefghijkl"[n] * (n + 1) for n in range(N)],
         "right": [n % 3 for n in range(N)],
         "long": ["x" * 50] * N,
     }
 )
-OPTIONS = ["no", "naïve one", "a third"]
+OPTIONS = ["it", "ïx", "up"]  # of which this model likes different ones
 TASK = Task(
     name="numbers", source=ROWS, prompt="{{q}}:", choices=OPTIONS, gold="right", metric=CHOSEN
 )
@@ -30,33 +30,42 @@ def scores(model, tokenizer):
 
 def test_each_metric_chooses_by_its_own_scale(scores, next_logs):
     def log(context, option):
-        before, after = list(context.encode()), list(f" {option}".encode())
+        before, after = [256, *context.encode()], list(f" {option}".encode())
         logs = next_logs((before + after)[:-1])[-len(after) :]
         return sum(each[token] for each, token in zip(logs, after, strict=True))
 
-    right: dict[str, int] = dict.fromkeys(CHOSEN, 0)
+    right: dict[str, int] = dict.fromkeys(CHOSEN[:-1], 0)
+    classes = []
     for question, gold, _ in ROWS.iter_rows():
         totals = np.array([log(f"{question}:", option) for option in OPTIONS])
         alone = np.array([log("Answer:", option) for option in OPTIONS])
         scales = {
             "accuracy": totals,
-            "accuracy_per_token": totals / [3, 11, 8],
-            "accuracy_per_byte": totals / [2, 10, 7],
+            "accuracy_per_token": totals / [3, 4, 3],
+            "accuracy_per_byte": totals / [2, 3, 2],
             "accuracy_unconditional": totals - alone,
         }
         for metric, scale in scales.items():
             right[metric] += scale.argmax() == gold
+        classes.append((totals.argmax(), gold))
     zero = scores.filter(pl.col("shots") == 0)
     assert zero["metric"].to_list() == list(CHOSEN)
-    np.testing.assert_allclose(zero["value"], [100 * right[m] / N for m in CHOSEN])
-    assert len(set(right.values())) > 1
+    shares = [count / N for count in right.values()]
+    each = []
+    for label in range(3):
+        hits = sum(a == b == label for a, b in classes)
+        chosen, gold = (sum(pair[side] == label for pair in classes) for side in (0, 1))
+        precision, recall = hits / max(chosen, 1), hits / gold
+        each.append(2 * precision * recall / (precision + recall) if hits else 0)
+    np.testing.assert_allclose(zero["value"] / 100, [*shares, np.mean(each)])
+    assert len(set(right.values())) == 4
 
 
 def test_a_row_tells_task_shots_and_questions(scores):
     assert scores.columns == [
         "task", "shots", "metric", "value", "n", "stderr", "shots_dropped", "truncated",
     ]  # fmt: skip
-    assert scores["shots"].to_list() == [0] * 4 + [1] * 4
+    assert scores["shots"].to_list() == [0] * 5 + [1] * 5
     assert set(scores["task"]) == {"numbers"}
     assert set(scores["n"]) == {N}
     assert scores["truncated"].sum() == scores["shots_dropped"].sum() == 0
@@ -99,3 +108,9 @@ def test_what_cannot_be_asked_is_told(model, tokenizer):
     with pytest.raises(Error, match="shots=12, but there are 11 other examples"):
         evaluate(model, tokenizer, [TASK], shots=(12,))
     assert evaluate(model, tokenizer, []).height == 0
+    mixed = Task(
+        name="t", source=ROWS, prompt="{{q}}", choices=["{{q}}", "b", "c"], gold="right",
+        metric="class_f1",
+    )  # fmt: skip
+    with pytest.raises(Error, match="t: class_f1 needs the same options in every row"):
+        evaluate(model, tokenizer, [mixed], limit=2)

@@ -19,7 +19,7 @@ def latin(tokenizer):
         """Each token is a character, so that none is invalid."""
 
         def encode(self, text):
-            return list(text.encode("latin-1"))
+            return np.frombuffer(text.encode("latin-1"), np.uint8).astype(np.int32)
 
         def decode(self, ids):
             return bytes(i for i in ids if i < 256).decode("latin-1")
@@ -28,7 +28,7 @@ def latin(tokenizer):
 
 
 def likely(next_logs, tokenizer, prompt, count):
-    row = tokenizer.encode(prompt) or [256]
+    row = [256, *tokenizer.encode(prompt)]
     for _ in range(count):
         row = [*row, int(next_logs(row)[-1].argmax())]
     return tuple(row[-count:])
@@ -131,17 +131,17 @@ def test_a_beam_search_is_that_by_hand(model, latin, next_logs, alpha):
     how = Decoding(max_new_tokens=5, beam=3, length_penalty=alpha, stop=tuple(stops))
     found = complete(model, latin, PROMPTS[1:3], how, batch_size=2)
     for each, prompt in zip(found, PROMPTS[1:3], strict=True):
-        row = latin.encode(prompt) or [256]
+        row = [256, *latin.encode(prompt)]
         assert list(each.tokens) == by_hand(next_logs, row, 3, alpha, 5, ended)
 
 
 def test_a_beam_as_wide_as_the_vocabulary_finds_the_most_likely_pair(model, latin, next_logs):
     how = Decoding(max_new_tokens=2, beam=257, length_penalty=0.0, stop=())
     found = complete(model, latin, ["q"], how)[0]
-    first = next_logs([113])[-1]
+    first = next_logs([256, 113])[-1]
     totals: dict[tuple[int, ...], float] = {(256,): first[256]}
     for token in range(256):
-        second = next_logs([113, token])[-1]
+        second = next_logs([256, 113, token])[-1]
         totals |= {(token, t): first[token] + second[t] for t in range(257)}
     assert found.tokens == max(totals, key=lambda ids: totals[ids])
 

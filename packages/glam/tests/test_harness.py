@@ -23,10 +23,10 @@ def requests(model, tokenizer):
 
 
 def test_a_continuation_gets_its_log_likelihood_and_whether_it_is_greedy(requests, next_logs):
-    likely = int(next_logs(list(b"q"))[-1].argmax())
+    likely = int(next_logs([256, *b"q"])[-1].argmax())
     found = requests.loglikelihood([Instance(("q", " a")), Instance(("q", " b"))])
     for (total, greedy), letter in zip(found, b"ab", strict=True):
-        logs = next_logs(list(b"q "))
+        logs = next_logs([256, *b"q "])[1:]
         assert total == pytest.approx(logs[0][32] + logs[1][letter], rel=1e-5)
         assert greedy == (likely == 32 and logs[1].argmax() == letter)
 

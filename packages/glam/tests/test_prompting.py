@@ -58,8 +58,8 @@ def test_a_training_table_that_holds_the_question_does_not_show_it(tokenizer):
 
 def test_examples_that_do_not_fit_are_left_out_whole_from_the_first_on(tokenizer):
     whole = prompts(TASK, tokenizer, 1000, shots=4, limit=3)
-    # Room for 22 tokens besides the 8 of the answer: the question and two examples of 6 to 10.
-    cut = prompts(TASK, tokenizer, 34, shots=4, limit=3)
+    # Room for an end and 26 tokens besides the 8 of the answer.
+    cut = prompts(TASK, tokenizer, 35, shots=4, limit=3)
     for all_of, some in zip(whole, cut, strict=True):
         assert some.text == "\n\n".join(all_of.text.split("\n\n")[some.dropped :])
         assert 0 < some.dropped < 4
@@ -74,7 +74,7 @@ def test_the_longest_option_needs_its_room(tokenizer):
         metric="accuracy",
     )  # fmt: skip
     # The last of 10 tokens, the space among them, is never read.
-    cut = prompts(task, tokenizer, 26 + 9, shots=4, limit=3)
+    cut = prompts(task, tokenizer, 1 + 26 + 9, shots=4, limit=3)
     assert all(len(each.text) <= 26 for each in cut)
     assert any(len(each.text) > 20 for each in cut)
 

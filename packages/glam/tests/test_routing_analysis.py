@@ -26,15 +26,15 @@ def made(line: str = LINE) -> GLaM:
 def test_every_token_has_a_row_for_each_layer_and_choice():
     texts = ["a cat", "", "two dogs and more than fits"]
     table = routes(made(), WORDS, texts)
-    assert table.height == 2 * (5 + 0 + 12)
+    assert table.height == 2 * (5 + 0 + 11)
     last = table.filter(pl.col("document") == 2, pl.col("rank") == 0)
-    assert "".join(last["token"]) == "two dogs and"
-    tokens = jnp.asarray([WORDS.encode("a cat")])
+    assert "".join(last["token"]) == "two dogs an"  # an end stands in front
+    tokens = jnp.asarray([[WORDS.end, *WORDS.encode("a cat")]])
     told = eqx.filter_jit(lambda m, t: m(t)[1])(made(), tokens).layers
     first = table.filter(pl.col("document") == 0).sort("rank", "position")
-    np.testing.assert_array_equal(first["expert"].to_numpy().reshape(2, 5), told.expert[0, 0].T)
+    np.testing.assert_array_equal(first["expert"].to_numpy().reshape(2, 5), told.expert[0, 0, 1:].T)
     np.testing.assert_allclose(
-        first["weight"].to_numpy().reshape(2, 5), told.weight[0, 0].T, rtol=1e-5
+        first["weight"].to_numpy().reshape(2, 5), told.weight[0, 0, 1:].T, rtol=1e-5
     )
 
 

@@ -5,6 +5,7 @@ import pytest
 
 from chapbook.core.errors import Error
 from chapbook.glam.scoring import bits_per_byte, encode_pair, log_likelihoods, windows
+from chapbook.glam.tokenizer import ByteTokenizer
 
 PAIRS = [
     ("The capital of France is", " Paris"),
@@ -21,10 +22,9 @@ PAIRS = [
 ]
 
 
-class Words:
+class Words(ByteTokenizer):
     """Whole words are tokens, spaces at their front, and unknown ones are letters."""
 
-    vocab_size, end = 257, 256
     words = ("the", "there", "fore", " cat")
 
     def encode(self, text):
@@ -34,22 +34,19 @@ class Words:
             word = max(fits, key=len) if fits else text[0]
             ids.append(self.words.index(word) if fits else 100 + ord(word) % 100)
             text = text[len(word) :]
-        return ids
-
-    def decode(self, ids):
-        raise NotImplementedError
+        return np.array(ids, np.int32)
 
 
 def alone(tokenizer, next_logs, context, continuation, longest=48):
     """Scores one pair by its definition."""
     text = context.rstrip()
-    before = list(tokenizer.encode(text)) or [tokenizer.end]
+    before = [tokenizer.end, *tokenizer.encode(text)]
     after = list(tokenizer.encode(context[len(text) :] + continuation))
     row = (before + after)[-longest - 1 :]
     logs = next_logs(row[:-1])[-len(after) :]
     total = sum(log[token] for log, token in zip(logs, after, strict=True))
     greedy = all(log.argmax() == token for log, token in zip(logs, after, strict=True))
-    return total, len(after), greedy, len(before) + len(after) - len(row)
+    return total, len(after), greedy, max(0, len(before) + len(after) - longest - 2)
 
 
 def check(found, pairs, tokenizer, next_logs):
@@ -76,13 +73,13 @@ def test_a_context_that_does_not_fit_loses_its_first_tokens_and_tells_how_many(m
 
 
 def test_the_most_likely_continuation_is_greedy(model, tokenizer, next_logs):
-    row = list(b"ab")
+    row = [256, *b"ab"]
     likely = [int(next_logs(row)[-1].argmax())]
     likely.append(int(next_logs(row + likely)[-1].argmax()))
 
     class Fixed(type(tokenizer)):
         def encode(self, text):
-            return [*row, *likely][: len(text)]
+            return np.array([*row[1:], *likely][: len(text)], np.int32)
 
     pairs = [("ab", "cd"), ("ab", "c")]
     assert [each.greedy for each in log_likelihoods(model, Fixed(), pairs)] == [True, True]
@@ -91,11 +88,11 @@ def test_the_most_likely_continuation_is_greedy(model, tokenizer, next_logs):
 @pytest.mark.parametrize(
     ("context", "continuation", "before", "after"),
     [
-        ("the", " cat", [0], [3]),
-        ("the ", "cat", [0], [3]),  # the space moves
+        ("the", " cat", [256, 0], [3]),
+        ("the ", "cat", [256, 0], [3]),  # the space moves
         ("", "the", [256], [0]),
-        ("the", "re", [0], [114, 101]),  # joined, it is one token: encoded by itself
-        ("the", "refore", [0], [114, 101, 2]),
+        ("the", "re", [256, 0], [114, 101]),  # joined, it is one token: encoded by itself
+        ("the", "refore", [256, 0], [114, 101, 2]),
     ],
 )
 def test_both_are_tokenized_together(context, continuation, before, after):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from chapbook.glam.mixture import MixtureSampler, read_mixture
     from chapbook.glam.model import RULES, GLaM, RoutingMetrics
     from chapbook.glam.moe import LayerRouting, MoE
-    from chapbook.glam.overlap import EvaluationOverlap, drop_duplicates
+    from chapbook.glam.overlap import EvaluationOverlap, drop_duplicates, near_duplicates
     from chapbook.glam.packing import PackedDataset, write_shards
     from chapbook.glam.pareto import keep_probability, pareto_sample
     from chapbook.glam.quality import QualityClassifier
@@ -37,7 +37,7 @@ _HOMES = {
     "mixture": "MixtureSampler read_mixture",
     "model": "RULES GLaM RoutingMetrics",
     "moe": "LayerRouting MoE",
-    "overlap": "EvaluationOverlap drop_duplicates",
+    "overlap": "EvaluationOverlap drop_duplicates near_duplicates",
     "packing": "PackedDataset write_shards",
     "pareto": "keep_probability pareto_sample",
     "quality": "QualityClassifier",
@@ -56,8 +56,9 @@ __all__ = [
     "QualityClassifier", "RoutingMetrics", "StabilityGuard", "Task", "TrainConfig",
     "bits_per_byte", "complete", "cost", "drop_duplicates", "energy", "evaluate", "evaluation",
     "favourites", "fit", "generate", "keep_probability", "ladder", "load", "load_tokenizer",
-    "log_likelihoods", "pareto_sample", "power", "read_documents", "read_mixture", "read_task",
-    "routes", "save", "schedule", "tokenizer_of", "train_tokenizer", "write_shards",
+    "log_likelihoods", "near_duplicates", "pareto_sample", "power", "read_documents",
+    "read_mixture", "read_task", "routes", "save", "schedule", "tokenizer_of",
+    "train_tokenizer", "write_shards",
 ]  # fmt: skip
 
 

@@ -1,9 +1,12 @@
-"""Exact match and token F1 of answers, as SQuAD counts them."""
+"""Exact match and token F1 of answers, as SQuAD counts them, and the F1 of classes."""
 
 import re
 import string
 from collections import Counter
 from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Int
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -43,6 +46,21 @@ def f1(answer: str, references: Sequence[str]) -> float:
         Rajpurkar et al. (2016), section 6.1; without words: the script of SQuAD 2.0 (2018).
     """
     return _best(_f1, answer, references)
+
+
+def class_f1(chosen: Int[np.ndarray, " n"], gold: Int[np.ndarray, " n"]) -> float:
+    """Computes `mean_c 2 tp_c / (2 tp_c + fp_c + fn_c)` over the classes that occur.
+
+    Args:
+        chosen: The class that each question got, from 0.
+        gold: The right one.
+
+    Reference:
+        Wang et al., "SuperGLUE" (2019), section 3: the measure of CommitmentBank.
+    """
+    right = np.bincount(gold[chosen == gold], minlength=max(chosen.max(), gold.max()) + 1)
+    both = np.bincount(chosen, minlength=len(right)) + np.bincount(gold, minlength=len(right))
+    return float(np.mean(2 * right[both > 0] / both[both > 0]))
 
 
 def _best(score: Callable[[str, str], float], answer: str, references: Sequence[str]) -> float:

@@ -180,6 +180,34 @@ def sample(
     _print({"table": str(output), "documents": seen, "kept": rows}, json)
 
 
+@filters.command()
+def near_duplicates(
+    documents: Documents,
+    output: cli.TableOut,
+    threshold: Annotated[
+        float, typer.Option("--threshold", min=0, max=1, help="Of the shared runs of words.")
+    ] = 0.8,
+    text_column: Column = "text",
+    errors: Errors = "strict",
+    seed: cli.Seed = 0,
+    quiet: cli.Quiet = False,
+    json: cli.Json = False,
+) -> None:
+    """Keep the first of documents that are nearly the same. It holds all of them in memory.
+
+    Example: glam filter near-duplicates kept.parquet --output unique.parquet
+    """
+    import polars as pl
+
+    from chapbook.glam.documents import write_documents
+    from chapbook.glam.overlap import near_duplicates as repeated
+
+    frame = pl.concat(_read(documents, text_column, errors, quiet), how="diagonal_relaxed")
+    kept = frame.filter(pl.Series(~repeated(frame["text"], threshold=threshold, seed=seed)))
+    rows = write_documents([kept], output)
+    _print({"table": str(output), "documents": frame.height, "kept": rows}, json)
+
+
 @app.command()
 def prepare(
     documents: Documents,

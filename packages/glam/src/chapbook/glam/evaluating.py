@@ -7,17 +7,19 @@ import polars as pl
 from jaxtyping import Float
 
 from chapbook.core.errors import Error
-from chapbook.glam.answers import exact_match, f1
+from chapbook.glam.answers import class_f1, exact_match, f1
 from chapbook.glam.generating import Decoding, complete
-from chapbook.glam.language_model import LanguageModel, Tokenizer
+from chapbook.glam.language_model import LanguageModel
 from chapbook.glam.prompting import Prompt, prompts
 from chapbook.glam.scoring import LogLikelihood, log_likelihoods
 from chapbook.glam.tasks import CHOSEN, WRITTEN, Task
+from chapbook.glam.tokenizer import Tokenizer
 
 RESAMPLES = 1000
 UNCONDITIONAL = "Answer:"  # the context that tells how likely an option is by itself
 
-Values = dict[str, Float[np.ndarray, " n"]]
+# Of each question; for `class_f1` the class that is chosen and the right one.
+Values = dict[str, Float[np.ndarray, "n ..."]]
 _COMPARED: Mapping[str, Callable] = {"em": exact_match, "f1": f1}
 
 
@@ -38,7 +40,8 @@ def evaluate(
     - `accuracy`: l_o is highest,
     - `accuracy_per_token`: l_o / tokens is highest,
     - `accuracy_per_byte`: l_o / bytes is highest, those of the option without the delimiter,
-    - `accuracy_unconditional`: l_o - log P(option | "Answer:") is highest.
+    - `accuracy_unconditional`: l_o - log P(option | "Answer:") is highest,
+    - `class_f1`: l_o is highest, and the mean is over options, of their F1 as classes.
 
     Other answers are written, by beam search up to a stop text, and compared by `em` and `f1`.
 
@@ -82,7 +85,7 @@ def evaluate(
             rows += [
                 {
                     "task": task.name, "shots": count, "metric": metric,
-                    "value": 100 * float(values[metric].mean()), "n": len(asked),
+                    "value": 100 * _measure(values[metric]), "n": len(asked),
                     "stderr": 100 * bootstrap(values[metric], seed=seed),
                     "shots_dropped": dropped, "truncated": int(truncated.sum()),
                 }
@@ -112,7 +115,11 @@ def _choices(
         context = [(UNCONDITIONAL, option) for option in options]
         alone = log_likelihoods(model, tokenizer, context, batch_tokens=batch_tokens)
         by_itself = dict(zip(options, alone, strict=True))
-    right = {metric: np.zeros(len(asked)) for metric in CHOSEN if metric in task.metrics}
+    right: Values = {m: np.zeros(len(asked)) for m in CHOSEN if m in task.metrics}
+    if "class_f1" in right:
+        right["class_f1"] = np.zeros((len(asked), 2))
+        if len({prompt.example.options for prompt in asked}) > 1:
+            raise Error(f"{task.name}: class_f1 needs the same options in every row")
     for place, prompt in enumerate(asked):
         options = prompt.example.options
         found = [next(scores) for _ in options]
@@ -127,7 +134,10 @@ def _choices(
             prior = [by_itself[task.delimiter + option].total for option in options]
             ranked["accuracy_unconditional"] = totals - prior
         for metric, values in right.items():
-            values[place] = ranked[metric].argmax() == prompt.example.gold
+            if metric == "class_f1":
+                values[place] = totals.argmax(), prompt.example.gold
+            else:
+                values[place] = ranked[metric].argmax() == prompt.example.gold
     return right
 
 
@@ -157,15 +167,20 @@ def _answers(
     }
 
 
-def bootstrap(values: Float[np.ndarray, " n"], *, seed: int = 0) -> float:
-    """Returns the standard deviation of the mean over resamples of the values.
+def _measure(values: Float[np.ndarray, "n ..."]) -> float:
+    """Returns the mean of values, or the F1 of classes."""
+    return float(values.mean()) if values.ndim == 1 else class_f1(*values.T.astype(int))
+
+
+def bootstrap(values: Float[np.ndarray, "n ..."], *, seed: int = 0) -> float:
+    """Returns the standard deviation of the mean, or of the F1, over resamples of the values.
 
     Args:
-        values: One for each question.
+        values: One for each question, or its chosen class and the right one.
         seed: Of the resamples, of which there are 1,000.
 
     Reference:
         Efron, "Bootstrap Methods: Another Look at the Jackknife" (1979).
     """
     rng, n = np.random.default_rng(seed), len(values)
-    return float(np.std([values[rng.integers(n, size=n)].mean() for _ in range(RESAMPLES)]))
+    return float(np.std([_measure(values[rng.integers(n, size=n)]) for _ in range(RESAMPLES)]))

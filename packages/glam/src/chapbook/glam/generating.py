@@ -2,6 +2,7 @@
 
 Notable choices:
 
+- A prompt begins a document: an end stands before its first word, as in training.
 - Prompts are padded on the left to a few lengths, read in one pass, and continued in a cache of
   fixed shape. Sampling runs on the device, `CHUNK` tokens at a time, until all rows have ended.
 - A stop text is looked for in the decoded text, so that it may span tokens or end within one.
@@ -26,7 +27,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from chapbook.core.errors import Error
 from chapbook.core.transformer import Cache
 from chapbook.glam.batching import batches, bucket, by_shape, padded
-from chapbook.glam.language_model import LanguageModel, Tokenizer, check_vocabulary, encoded
+from chapbook.glam.language_model import LanguageModel, check_vocabulary, opened
+from chapbook.glam.tokenizer import Tokenizer
 
 CHUNK = 16  # tokens between looks at the text; each look waits for the device
 
@@ -162,7 +164,7 @@ def complete(
     if room < 1:
         told = f"max_new_tokens={how.max_new_tokens} fills the context of {model.config.context}"
         raise Error(f"{told}; it leaves no room for a prompt")
-    whole = [encoded(tokenizer, prompt) or [tokenizer.end] for prompt in prompts]
+    whole = [opened(tokenizer, prompt) for prompt in prompts]
     kept = [tokens[-room:] for tokens in whole]
     run = _searched if how.beam > 1 else _chosen
     found: list[Completion | None] = [None] * len(kept)
@@ -176,7 +178,7 @@ def complete(
             read = _read(model, tokens, start, length + how.max_new_tokens)
             chosen = run(model, read, texts, numbers, how, seed)
             for place, text, ids in zip(part, texts, chosen, strict=True):
-                cut = len(whole[place]) - len(kept[place])
+                cut = max(0, len(whole[place]) - 1 - room)  # the end is none of the prompt's
                 found[place] = Completion(text.of(ids), tuple(ids), text.ended(ids), cut)
     return [each for each in found if each is not None]
 

@@ -5,6 +5,9 @@
 
     results = lm_eval.simple_evaluate(GLaMLM(model, tokenizer), tasks=["lambada_openai"])
 
+A text begins with an end, as in training; lm-eval's own models do the same if they are given
+`add_bos_token`, and an end as that token.
+
 `GLaMLM` is a subclass of `lm_eval.api.model.LM`, made when it is first asked for, as lm-eval is an
 extra: `pip install 'chapbook-glam[harness]'`.
 """
@@ -15,8 +18,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from chapbook.core.errors import Error, MissingExtra
 from chapbook.glam.generating import Decoding, complete
-from chapbook.glam.language_model import LanguageModel, Tokenizer
+from chapbook.glam.language_model import LanguageModel
 from chapbook.glam.scoring import bits_per_byte, log_likelihoods
+from chapbook.glam.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     GLaMLM: Any

@@ -1,36 +1,12 @@
-"""What generation and evaluation ask of a model and of a tokenizer."""
+"""What generation and evaluation ask of a model, and how it meets a text."""
 
-from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from chapbook.core.errors import Error
 from chapbook.core.transformer import Cache
-
-
-@runtime_checkable
-class Tokenizer(Protocol):
-    """Text to tokens, and back."""
-
-    @property
-    def vocab_size(self) -> int:
-        """How many tokens there are."""
-        ...
-
-    @property
-    def end(self) -> int:
-        """The token that ends a document."""
-        ...
-
-    def encode(self, text: str) -> Sequence[int] | Int[np.ndarray, " tokens"]:
-        """Returns the tokens of a text, none added."""
-        ...
-
-    def decode(self, ids: Sequence[int], /) -> str:
-        """Returns the text of tokens."""
-        ...
+from chapbook.glam.tokenizer import Tokenizer
 
 
 @runtime_checkable
@@ -86,9 +62,16 @@ class LanguageModel(Protocol):
         ...
 
 
-def encoded(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Returns the tokens of a text, as numbers of Python."""
-    return np.asarray(tokenizer.encode(text)).tolist()
+def opened(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Returns the tokens of a text in front of which an end stands.
+
+    In training, an end precedes the first word of each document.
+
+    Args:
+        tokenizer: The model's.
+        text: The beginning of a document; of an empty one the end is left.
+    """
+    return [tokenizer.end, *tokenizer.encode(text).tolist()]
 
 
 def check_vocabulary(model: LanguageModel, tokenizer: Tokenizer) -> None:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from chapbook.core.errors import Error
-from chapbook.glam.language_model import Tokenizer, encoded
+from chapbook.glam.language_model import opened
 from chapbook.glam.tasks import Example, Task
+from chapbook.glam.tokenizer import Tokenizer
 
 SEPARATOR = "\n\n"
 
@@ -66,7 +67,7 @@ def prompts(
         room = context - _room(task, tokenizer, example)
         for dropped in range(len(written) + 1):
             text = SEPARATOR.join([*written[dropped:], example.prompt])
-            if dropped == len(written) or len(encoded(tokenizer, text)) <= room:
+            if dropped == len(written) or len(opened(tokenizer, text)) <= room:
                 found.append(Prompt(text, example, dropped))
                 break
     return found
@@ -91,5 +92,5 @@ def _drawn(task: Task, same: set[int], shots: int, seed: Sequence[int]) -> list[
 def _room(task: Task, tokenizer: Tokenizer, example: Example) -> int:
     """Returns how many tokens the answer may take; the last of an option is never read."""
     if not example.options:
-        return task.max_new_tokens + len(encoded(tokenizer, task.delimiter.rstrip(" ")))
-    return max(len(encoded(tokenizer, task.delimiter + option)) for option in example.options) - 1
+        return task.max_new_tokens + len(tokenizer.encode(task.delimiter.rstrip(" ")))
+    return max(len(tokenizer.encode(task.delimiter + option)) for option in example.options) - 1

@@ -10,7 +10,7 @@ chosen by another part of it.
 
 import dataclasses
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -170,12 +170,15 @@ class _Text:
             PackedDataset(self.folder / name, CONTEXT) for name in names
         )
 
-    def score(self, model: GLaM, part: PackedDataset) -> float:
-        """Returns the bits of a byte."""
-        facts = part.part_facts
-        # Ends are predicted too, and are no bytes of the text.
-        found = evaluation(part, bytes_per_token=facts["bytes"] / facts["tokens"])
-        return found(model, jax.random.key(0))["bits_per_byte"]
+        self.bits = {"chosen": _bits(self.chosen), "held": _bits(self.held)}
+
+
+def _bits(part: PackedDataset) -> Callable[[GLaM], float]:
+    """Returns what computes a model's bits of a byte."""
+    facts = part.part_facts
+    # Ends are predicted too, and are no bytes of the text.
+    found = evaluation(part, bytes_per_token=facts["bytes"] / facts["tokens"])
+    return lambda model: found(model, jax.random.key(0))["bits_per_byte"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +194,7 @@ class _Desk:
         self, name: str, config: GLaMConfig, source: Source, rate: float, seed: int,
         tokens: int | None = None,
     ) -> pl.DataFrame:  # fmt: skip
-        """Returns `tokens`, `chosen` and `held`, in bits of a byte, along a training."""
+        """Returns `tokens`, `held` and, to choose rates, `chosen`, in bits of a byte."""
         name = f"{name}-{rate:g}-{seed}"
         path = self.run.path / "curves" / f"{name}.parquet"
         if not path.exists():
@@ -211,23 +214,23 @@ class _Desk:
         model = eqx.filter_jit(partial(GLaM, config))(key=initial)
         steps = recipe.steps(CONTEXT)
 
-        def both(model: GLaM, key: Any) -> dict[str, float]:
-            return {
-                name: self.text.score(model, part)
-                for name, part in (("chosen", self.text.chosen), ("held", self.text.held))
-            }
+        # One rate needs no choice.
+        parts = ("chosen", "held") if len(self.profile.rates) > 1 else ("held",)
+
+        def scores(model: GLaM, key: Any) -> dict[str, float]:
+            return {name: self.text.bits[name](model) for name in parts}
 
         told = {"config": str(config), "seed": seed, "rate": rate, "steps": steps}
         with Run(self.run.path / "training" / name, told) as kept:
             made = fit(
                 model, Batches(source, recipe.batch_size, seed=seed), recipe, key=training,
-                evaluate=both, evaluate_every=max(steps // SHOWN, 1), run=kept, quiet=self.quiet,
+                evaluate=scores, evaluate_every=max(steps // SHOWN, 1), run=kept, quiet=self.quiet,
             )  # fmt: skip
         table = made.metrics.drop_nulls("valid/held")
         return table.select(
             (pl.col("step") * recipe.batch_size * CONTEXT).alias("tokens"),
-            pl.col("valid/chosen").alias("chosen"), pl.col("valid/held").alias("held"),
-        )  # fmt: skip
+            *(pl.col(f"valid/{name}").alias(name) for name in parts),
+        )
 
     def best(self, name: str, config: GLaMConfig, source: Source, seed: int) -> float:
         """Returns the rate with which the first seed scores best on a part for choosing."""

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from chapbook.core.errors import Error
+from chapbook.glam.language_model import opened
 from chapbook.glam.model import GLaM
 from chapbook.glam.tokenizer import Tokenizer
 
@@ -35,8 +36,8 @@ def routes(model: GLaM, tokenizer: Tokenizer, texts: Sequence[str]) -> pl.DataFr
     if not len(layers) or model.config.num_experts < 2:
         raise Error("the model is dense and routes nothing")
     length = model.config.context
-    ids = [np.asarray(each)[:length] for each in tokenizer.encode_batch(list(texts))]
-    if not any(len(each) for each in ids):
+    ids = [opened(tokenizer, text)[:length] for text in texts]
+    if not any(len(each) > 1 for each in ids):
         raise Error("no text has a token")
     pieces = {int(i): tokenizer.decode([int(i)]) for i in np.unique(np.concatenate(ids))}
     call = eqx.filter_jit(lambda model, tokens, segments: model(tokens, segments=segments)[1])
@@ -47,9 +48,12 @@ def routes(model: GLaM, tokenizer: Tokenizer, texts: Sequence[str]) -> pl.DataFr
         segments = np.zeros((ROWS, length), np.int32)
         for row, each in enumerate(some):
             tokens[row, : len(each)], segments[row, : len(each)] = each, 1
+        # An end stands before each text, as in training. It has no row.
         told = call(model, jnp.asarray(tokens), jnp.asarray(segments)).layers
         expert, weight = np.asarray(told.expert), np.asarray(told.weight)
-        layer, row, position, rank = np.nonzero(np.broadcast_to(segments[..., None], expert.shape))
+        text = segments[:, 1:, None]
+        expert, weight, tokens = expert[:, :, 1:], weight[:, :, 1:], tokens[:, 1:]
+        layer, row, position, rank = np.nonzero(np.broadcast_to(text, expert.shape))
         parts.append(
             pl.DataFrame(
                 {

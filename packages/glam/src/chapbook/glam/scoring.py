@@ -6,7 +6,8 @@ Notable choices:
   the context move to the continuation, both are encoded together, and the tokens after those of
   the context alone are the continuation's. Where encoding both changes the context's own tokens,
   that rule would score less than the continuation; it is then encoded by itself.
-- An empty context is the token that ends a document.
+- A context begins a document: an end stands before its first word, as in training, and is all
+  that there is of an empty one.
 - The options of one question share one pass over their context.
 - Rows of like length share a batch, padded to a few lengths, so that few programs are compiled.
 """
@@ -24,7 +25,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from chapbook.core.errors import Error
 from chapbook.glam.batching import batches, bucket, by_shape, padded
-from chapbook.glam.language_model import LanguageModel, Tokenizer, check_vocabulary, encoded
+from chapbook.glam.language_model import LanguageModel, check_vocabulary, opened
+from chapbook.glam.tokenizer import Tokenizer
 
 
 class LogLikelihood(NamedTuple):
@@ -87,7 +89,8 @@ def log_likelihoods(
     each = [place for _, places in shared for place in places]
     found.update(zip(each, _options(model, options, batch_tokens), strict=True))
     return [
-        LogLikelihood(found[p][0], len(after), found[p][1], cut)
+        # The end in front is no token of the context's.
+        LogLikelihood(found[p][0], len(after), found[p][1], max(0, cut - 1))
         for p, (_, after, cut) in enumerate(rows)
     ]
 
@@ -95,14 +98,12 @@ def log_likelihoods(
 def encode_pair(
     tokenizer: Tokenizer, context: str, continuation: str
 ) -> tuple[list[int], list[int]]:
-    """Returns the tokens of a context and of its continuation, as the model is to read them."""
+    """Returns the tokens of a context, an end in front, and those of its continuation."""
     text = context.rstrip()
     continuation = context[len(text) :] + continuation
-    if not text:
-        return [tokenizer.end], encoded(tokenizer, continuation)
-    before, both = encoded(tokenizer, text), encoded(tokenizer, text + continuation)
+    before, both = opened(tokenizer, text), opened(tokenizer, text + continuation)
     after = both[len(before) :] if both[: len(before)] == before else []
-    return before, after or encoded(tokenizer, continuation)
+    return before, after or tokenizer.encode(continuation).tolist()
 
 
 def bits_per_byte(
@@ -140,7 +141,7 @@ def bits_per_byte(
         raise Error(f"stride={stride} is not within the model's context of {longest}")
     rows, owners, counts = [], [], []
     for document, text in enumerate(texts):
-        tokens = [tokenizer.end, *encoded(tokenizer, text)]
+        tokens = opened(tokenizer, text)
         counts.append(len(tokens) - 1)
         for begin, first, last in windows(len(tokens), longest, stride):
             rows.append((tokens[begin:last], last - first))

@@ -29,7 +29,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from chapbook.core.errors import Error, TableError
 from chapbook.core.tables import read_table
 
-CHOSEN = ("accuracy", "accuracy_per_token", "accuracy_per_byte", "accuracy_unconditional")
+CHOSEN = (
+    "accuracy", "accuracy_per_token", "accuracy_per_byte", "accuracy_unconditional", "class_f1",
+)  # fmt: skip
 WRITTEN = ("em", "f1")
 
 # What is written is no page of HTML, and ends as the template does.
@@ -66,7 +68,7 @@ class Task:
         source: A row for each question.
         prompt: Template of the question, in which `{{column}}` stands for the row's value.
         metric: `accuracy`, `accuracy_per_token`, `accuracy_per_byte`, `accuracy_unconditional`,
-            `em`, `f1`, or several.
+            `class_f1`, `em`, `f1`, or several.
         train: Further rows, shown in prompts as examples; other rows of the source if None.
         choices: Templates of the options, or the column of lists that holds them.
         gold: The column that tells the right option, by its place from 0 or by its text.

@@ -10,7 +10,6 @@ Notable choices:
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -29,8 +28,6 @@ ENDS = (END, "<|end_of_text|>", "</s>", "<eos>", "<|end|>")
 BYTES = 256
 
 _CONFIG = "tokenizer_config.json"
-_MARK = "\N{LOWER ONE EIGHTH BLOCK}"  # writes a space in SentencePiece
-_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 @runtime_checkable
@@ -50,14 +47,6 @@ class Tokenizer(Protocol):
     @property
     def fingerprint(self) -> str:
         """Tells whether two tokenizers are the same."""
-        ...
-
-    @property
-    def token_bytes(self) -> Int32[np.ndarray, " vocab"]:
-        """The bytes of UTF-8 that each token stands for, 0 for those that are no text.
-
-        They make losses per token into bits per byte, which compare over tokenizers.
-        """
         ...
 
     def encode(self, text: str) -> Int32[np.ndarray, " tokens"]:
@@ -87,11 +76,6 @@ class ByteTokenizer:
     vocab_size: int = BYTES + 1
     end: int = BYTES
     fingerprint: str = "bytes"
-
-    @property
-    def token_bytes(self) -> Int32[np.ndarray, " vocab"]:
-        """As in `Tokenizer`."""
-        return (np.arange(self.vocab_size) < BYTES).astype(np.int32)
 
     def encode(self, text: str) -> Int32[np.ndarray, " tokens"]:
         """As in `Tokenizer`."""
@@ -145,24 +129,6 @@ class HuggingFaceTokenizer:
         """As in `Tokenizer`."""
         return max(self._inner.get_vocab().values()) + 1
 
-    @property
-    def token_bytes(self) -> Int32[np.ndarray, " vocab"]:
-        """As in `Tokenizer`.
-
-        Raises:
-            Error: The tokenizer's decoder is neither byte-level nor SentencePiece's.
-        """
-        decoder = json.loads(self._inner.to_str())["decoder"] or {}
-        kinds = {each["type"] for each in decoder.get("decoders", [decoder]) if each}
-        if not kinds & {"ByteLevel", "Metaspace", "ByteFallback"}:
-            raise Error("only byte-level and SentencePiece tokenizers tell the bytes of a token")
-        counts = np.zeros(self.vocab_size, np.int32)
-        special = {i for i, t in self._inner.get_added_tokens_decoder().items() if t.special}
-        for piece, place in self._inner.get_vocab().items():
-            if place not in special:
-                counts[place] = len(piece) if "ByteLevel" in kinds else _piece_bytes(piece)
-        return counts
-
     def encode(self, text: str) -> Int32[np.ndarray, " tokens"]:
         """As in `Tokenizer`."""
         return np.array(self._inner.encode(text, add_special_tokens=False).ids, np.int32)
@@ -214,18 +180,6 @@ class SentencePieceTokenizer:
         self.end: int = self._inner.eos_id()
         if self.end < 0:
             raise Error("the SentencePiece model has no end-of-sentence token")
-
-    @property
-    def token_bytes(self) -> Int32[np.ndarray, " vocab"]:
-        """As in `Tokenizer`."""
-        inner = self._inner
-        return np.array(
-            [
-                0 if inner.is_control(i) or inner.is_unknown(i) else _piece_bytes(piece)
-                for i, piece in enumerate(inner.id_to_piece(list(range(self.vocab_size))))
-            ],
-            np.int32,
-        )
 
     def encode(self, text: str) -> Int32[np.ndarray, " tokens"]:
         """As in `Tokenizer`."""
@@ -346,10 +300,6 @@ def _checked(
         wrong = found[(found < 0) | (found >= vocab_size)][0]
         raise Error(f"token {wrong} is not in the vocabulary of {vocab_size}")
     return found
-
-
-def _piece_bytes(piece: str) -> int:
-    return 1 if _BYTE.fullmatch(piece) else len(piece.replace(_MARK, " ").encode())
 
 
 def _hash(content: bytes) -> str:
