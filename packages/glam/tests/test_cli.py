@@ -169,8 +169,10 @@ def test_text_becomes_a_model_that_writes_scores_and_answers(capsys):
     train = ("train", "--data", "shards", "--config", LINE, "--tokens", 10_240, "--batch", 8,
              "--lr", 0.05, "--out", "run", "--quiet", "--json")  # fmt: skip
     capsys.readouterr()
-    assert run(*train) == 0
-    found = printed(capsys)
+    assert run(*train, "--ladder", 1) == 0
+    rung, found = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (rung["model"], rung["steps"]) == ("run-8/model", 40)
+    assert json.loads(Path("run-8/model/config.json").read_text())["glam"]["hidden"] == 12
     assert found["steps"] == 40 and found["valid/bits_per_byte"] < 4
     # The same command has nothing left to do, and says the same.
     assert run(*train) == 0

@@ -39,6 +39,16 @@ def test_a_value_out_of_its_range_is_refused(line, settings, message):
         GLaMConfig.from_string(line, **settings)
 
 
+def test_models_of_a_ladder_are_each_half_as_wide_as_the_next():
+    sparse = GLaMConfig.from_string("desk/8E,expert=256,vocab=100")
+    sizes = [(c.embed, c.hidden, c.num_heads, c.expert_hidden) for c in sparse.ladder(2)]
+    assert sizes == [(32, 128, 1, 64), (64, 256, 2, 128)]
+    assert {(c.head_dim, c.num_experts, c.vocab_size) for c in sparse.ladder(2)} == {(32, 8, 100)}
+    assert sparse.ladder(0) == []
+    with pytest.raises(Error, match="num_heads=4 cannot be halved 3 times"):
+        sparse.ladder(3)
+
+
 def test_the_dense_counterpart_computes_as_much_for_a_token():
     sparse = GLaMConfig.from_string("0.1B/64E,vocab=2048")
     dense = sparse.dense_counterpart()

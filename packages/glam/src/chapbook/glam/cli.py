@@ -300,6 +300,9 @@ def train(
     sets: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Of the model; several.")
     ] = None,
+    ladder: Annotated[
+        int, typer.Option("--ladder", min=0, help="Smaller models, half as wide, to train before.")
+    ] = 0,
     save_every: Annotated[int, typer.Option("--save-every", min=1, help="Updates.")] = 500,
     precision: cli.Precision = "float32",
     mesh: cli.MeshText = "auto",
@@ -311,7 +314,8 @@ def train(
 ) -> None:
     """Train a model on shards; the same command goes on with an interrupted run.
 
-    Shards with a part held out are evaluated on it, in bits of a byte.
+    Shards with a part held out are evaluated on it, in bits of a byte. Models of the ladder go to
+    folders named by their widths, OUT-64 say; where one diverges, the larger ones are not begun.
 
     Example: glam train --data shards --config desk/8E,context=256 --tokens 4000000 --out run
     """
@@ -362,25 +366,31 @@ def train(
         evaluate = evaluation(
             held, bytes_per_token=facts["bytes"] / facts["tokens"], batch_size=batch, mesh=on
         )
-    walk = Batches(source, batch, seed=seed, **({"shuffle": False, "epochs": 1} if mixed else {}))
-    told = {
-        "config": str(shape), "model": dataclasses.asdict(shape), "seed": seed, "data": str(data),
-        "recipe": dataclasses.asdict(recipe),
-    }  # fmt: skip
-    with Run(out, told, fresh=fresh) as run:
-        model = eqx.filter_jit(partial(GLaM, shape))(key=jax.random.key(seed))
-        result = fit(
-            model, walk, recipe, key=jax.random.key(seed + 1), evaluate=evaluate, run=run, mesh=on,
-            save_every=save_every, quiet=quiet,
-        )  # fmt: skip
-        save(result.model, out / "model", words)
-        last = result.metrics.tail(1).to_dicts()[0] if result.metrics.height else {}
+    order = {"shuffle": False, "epochs": 1} if mixed else {}
     names = ("loss", "nats", "dropped", "skipped", "valid/nats", "valid/bits_per_byte")
-    shown = {name: last[name] for name in names if last.get(name) is not None}
-    _print({"model": str(out / "model"), "steps": result.step, "reason": result.reason, **shown},
-           json)  # fmt: skip
-    if result.exit_code:
-        raise typer.Exit(result.exit_code)
+    for rung in [*shape.ladder(ladder), shape]:
+        folder = out if rung is shape else out.with_name(f"{out.name}-{rung.embed}")
+        told = {
+            "config": str(rung), "model": dataclasses.asdict(rung), "seed": seed,
+            "data": str(data), "recipe": dataclasses.asdict(recipe),
+        }  # fmt: skip
+        with Run(folder, told, fresh=fresh) as run:
+            model = eqx.filter_jit(partial(GLaM, rung))(key=jax.random.key(seed))
+            result = fit(
+                model, Batches(source, batch, seed=seed, **order), recipe,
+                key=jax.random.key(seed + 1), evaluate=evaluate, run=run, mesh=on,
+                save_every=save_every, quiet=quiet,
+            )  # fmt: skip
+            if result.exit_code:  # an unfinished training leaves checkpoints, and no model
+                raise typer.Exit(result.exit_code)
+            if result.reason == "nan":
+                told = f"the training in {folder} diverged for good after {result.step} updates"
+                raise Error(told, "take a lower --lr or another --seed")
+            save(result.model, folder / "model", words)
+            last = result.metrics.tail(1).to_dicts()[0] if result.metrics.height else {}
+        shown = {name: last[name] for name in names if last.get(name) is not None}
+        found = {"model": str(folder / "model"), "steps": result.step, "reason": result.reason}
+        _print({**found, **shown}, json)
 
 
 Model = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run or a model.")]

@@ -136,6 +136,30 @@ class GLaMConfig:
             return self
         return dataclasses.replace(self, num_experts=1, expert_hidden=2 * self.expert_width)
 
+    def ladder(self, rungs: int) -> list[Self]:
+        """Returns smaller models, the smallest first, each half as wide as the next.
+
+        Args:
+            rungs: How many.
+
+        Raises:
+            Error: A width or the heads cannot be halved so often.
+
+        Reference:
+            Du et al. (2022), section 5: models of the ladder are trained before a large one.
+        """
+        parts = 2**rungs
+        halved = {"embed": self.embed, "hidden": self.hidden, "num_heads": self.num_heads}
+        if self.expert_hidden:
+            halved["expert_hidden"] = self.expert_hidden
+        for name, value in halved.items():
+            if value % parts:
+                raise Error(f"{name}={value} cannot be halved {rungs} times", "take fewer rungs")
+        return [
+            dataclasses.replace(self, **{n: v // 2**k for n, v in halved.items()})
+            for k in range(rungs, 0, -1)
+        ]
+
     @property
     def moe_layers(self) -> range:
         """The layers, counted from 0, that have experts."""

@@ -19,6 +19,7 @@ import equinox as eqx
 import jax
 import numpy as np
 import polars as pl
+import typer
 
 from chapbook.core import cli
 from chapbook.core.compilation import compiled_once
@@ -226,6 +227,8 @@ class _Desk:
                 model, Batches(source, recipe.batch_size, seed=seed), recipe, key=training,
                 evaluate=scores, evaluate_every=max(steps // SHOWN, 1), run=kept, quiet=self.quiet,
             )  # fmt: skip
+        if made.exit_code:
+            raise typer.Exit(made.exit_code)
         table = made.metrics.drop_nulls("valid/held")
         return table.select(
             (pl.col("step") * recipe.batch_size * CONTEXT).alias("tokens"),
