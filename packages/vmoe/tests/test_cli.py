@@ -1,4 +1,5 @@
 import json
+import signal
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import polars as pl
 import pytest
 from PIL import Image
 
+from chapbook.core import train as core_train
 from chapbook.vmoe.cli import main
 
 LINE = "Ti/4,depth=2,width=16,mlp=32,heads=2,E=4,K=2,every=2"
@@ -66,6 +68,30 @@ def test_a_finished_training_is_not_done_again_and_another_one_is_refused(photos
     assert last_json(capsys)["steps"] == 12
     assert run(*same, "--lr", 0.02) == 2
     assert "learning_rate" in capsys.readouterr().err
+
+
+def test_a_terminated_training_ends_with_the_bits_of_an_unbroken_one(
+    photos, trained, tmp_path, monkeypatch
+):
+    same = (
+        "train", "--data", photos, "--config", LINE, "--image-size", 8, "--steps", 12, "--batch",
+        16, "--lr", 0.01, "--validation", 0.25, "--out", tmp_path / "run", "--set",
+        "classifier=gap", "--quiet",
+    )  # fmt: skip
+    add = core_train.Log.add
+
+    def terminated(self, step, *told):
+        add(self, step, *told)
+        if step == 7:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(core_train.Log, "add", terminated)
+        assert run(*same) == 128 + signal.SIGTERM
+    assert not (tmp_path / "run" / "model").exists()
+    assert run(*same) == 0
+    weights = [(each / "model" / "weights.safetensors") for each in (trained, tmp_path / "run")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
 def test_evaluate_prints_a_row_for_each_setting(photos, trained, tmp_path, capsys):

@@ -201,19 +201,19 @@ def test_parameters_are_those_of_the_formula(classifier):
     assert counted == flops(config).parameters
 
 
-def test_flops_are_those_that_the_compiler_counts():
-    # Wide enough that elementwise work, which the formula leaves out, is little.
-    config = VMoEConfig.from_string(
-        "Ti/4,depth=2,width=128,mlp=512,heads=2,E=4,K=2,every=2", image_size=32, num_classes=10,
-        capacity_factor=1.05, group_size=8 * 65,
-    )  # fmt: skip
+@pytest.mark.parametrize(
+    "line", ["S/32,E=8,K=2,last=2", "S/32,E=32,K=2,every=2", "B/16,E=8,K=2,every=2"]
+)
+def test_flops_are_those_that_the_compiler_counts(line):
+    config = VMoEConfig.from_string(line)
     shapes = eqx.filter_eval_shape(VisionTransformerMoE, config, key=jax.random.key(0))
     params, static = eqx.partition(shapes, lambda x: isinstance(x, jax.ShapeDtypeStruct))
-    x = jax.ShapeDtypeStruct((8, 32, 32, 3), jnp.float32)
+    x = jax.ShapeDtypeStruct((8, 224, 224, 3), jnp.float32)
     lowered = jax.jit(lambda p, x: eqx.combine(p, static)(x)[0]).lower(params, x)
     analysis = lowered.cost_analysis()
     assert analysis is not None
-    assert flops(config).flops == pytest.approx(analysis["flops"] / 8, rel=0.04)
+    # The compiler counts elementwise work too, which the formula leaves out.
+    assert flops(config).flops == pytest.approx(analysis["flops"] / 8, rel=0.02)
 
 
 @pytest.mark.devices(8)

@@ -6,6 +6,7 @@ import pytest
 
 from chapbook.core.data import arrays
 from chapbook.core.errors import Error
+from chapbook.core.meshes import mesh
 from chapbook.core.run import Run
 from chapbook.vmoe.config import VMoEConfig
 from chapbook.vmoe.evaluating import features, probabilities, scores, sweep
@@ -96,6 +97,32 @@ def test_a_saved_model_predicts_the_same(trained, tmp_path):
     np.testing.assert_array_equal(
         probabilities(again, pixels), probabilities(trained.model, pixels)
     )
+
+
+def test_routing_that_differs_from_layer_to_layer_is_kept(trained, tmp_path):
+    changed = trained.model.with_routing(layers=[1], capacity_factor=0.2, batch_priority=True)
+    save(changed, tmp_path)
+    again, _ = load(tmp_path)
+    pixels = bright_or_dark(40, 6)[np.arange(40)]["image"]
+    kept = probabilities(again, pixels)
+    np.testing.assert_array_equal(kept, probabilities(changed, pixels))
+    assert (kept != probabilities(trained.model, pixels)).any()
+    assert again.config == trained.model.config
+
+
+@pytest.mark.devices(8)
+def test_training_takes_the_same_course_on_a_mesh():
+    def losses(axes, count):
+        model = eqx.filter_jit(lambda key: VisionTransformerMoE(CONFIG, key=key))(jax.random.key(0))
+        recipe = TrainConfig.preset("small", steps=60, batch_size=32, learning_rate=1e-2)
+        devices = mesh(axes, devices=jax.devices()[:count])
+        made = fit(model, bright_or_dark(200), recipe, key=jax.random.key(1), mesh=devices,
+                   quiet=True)  # fmt: skip
+        return made.metrics["loss"].to_numpy()
+
+    alone = losses("data=1", 1)
+    assert len(alone) == 3 and alone[-1] < alone[0]
+    np.testing.assert_allclose(losses("data=2,expert=4", 8), alone, rtol=1e-3)
 
 
 def test_what_is_no_model_is_refused(tmp_path):

@@ -57,7 +57,8 @@ def write_shards(
     The same call on a folder that a killed one left goes on with it.
 
     Args:
-        documents: Frames with `id` and `text`, as `read_documents` gives them.
+        documents: Frames with `id` and `text`, as `read_documents` gives them; ids of another type
+            become text.
         tokenizer: Makes the tokens.
         folder: Made if missing.
         held_out: The share of documents that go to `held_out/` instead of `train/`.
@@ -88,7 +89,8 @@ def write_shards(
         tokenizer.save(path)
         names = PARTS if held_out else PARTS[:1]
         parts = {name: _Part(path / name, tokenizer, dtype, shard_tokens) for name in names}
-        for batch in documents:
+        for given in documents:
+            batch = given.with_columns(pl.col("id").cast(pl.String))
             out = uniform(batch["id"], seed, "held-out") < held_out
             for name, part in parts.items():
                 part.add(batch.filter(out if name == "held_out" else ~out))

@@ -489,6 +489,8 @@ def _fit(
             valid=None if held_back is None else held_back.at(size, workers=workers),
             augment=images.load(*operations(augment, size)), workers=workers, quiet=quiet,
         )  # fmt: skip
+        if result.exit_code:  # an unfinished training leaves checkpoints, and no model
+            raise typer.Exit(result.exit_code)
         save(result.model, out / "model", names=images.names)
         last = result.metrics.tail(1).to_dicts()[0] if result.metrics.height else {}
     _tell(images)
@@ -496,8 +498,6 @@ def _fit(
     shown = {name: last[name] for name in names if last.get(name) is not None}
     _show({"model": str(out / "model"), "steps": result.step, "reason": result.reason, **shown},
           json)  # fmt: skip
-    if result.exit_code:
-        raise typer.Exit(result.exit_code)
 
 
 def _mesh(mesh: str, devices: int | None) -> "Mesh":

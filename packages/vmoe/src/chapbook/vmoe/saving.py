@@ -38,7 +38,22 @@ def save(
     config.unlink(missing_ok=True)
     save_weights(model, folder / "weights.safetensors")
     told = {"vmoe": dataclasses.asdict(model.config), "line": str(model.config)}
-    write_json(config, told | {"names": None if names is None else list(names)})
+    told |= {"routing": _routing(model), "names": None if names is None else list(names)}
+    write_json(config, told)
+
+
+def _routing(model: VisionTransformerMoE) -> dict[str, dict[str, Any]]:
+    """Returns the settings in which a layer's routing differs from the model's, by layer."""
+    usual = dataclasses.asdict(model.config)
+    own = {
+        str(layer): dataclasses.asdict(model.blocks[layer].ffn.config)
+        for layer in model.config.moe_layers
+    }
+    found = {
+        layer: {name: value for name, value in each.items() if value != usual[name]}
+        for layer, each in own.items()
+    }
+    return {layer: changes for layer, changes in found.items() if changes}
 
 
 def load(folder: str | Path) -> tuple[VisionTransformerMoE, list[str] | None]:
@@ -71,4 +86,7 @@ def load(folder: str | Path) -> tuple[VisionTransformerMoE, list[str] | None]:
         raise Error(f"{path} has settings that this version does not know: {', '.join(unknown)}")
     config = configure(VMoEConfig, base=VMoEConfig(**sets))
     shapes = eqx.filter_eval_shape(VisionTransformerMoE, config, key=jax.random.key(0))
-    return load_weights(folder / "weights.safetensors", shapes), told.get("names")
+    model = load_weights(folder / "weights.safetensors", shapes)
+    for layer, changes in told.get("routing", {}).items():
+        model = model.with_routing(layers=[int(layer)], **changes)
+    return model, told.get("names")
