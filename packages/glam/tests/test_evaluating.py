@@ -57,7 +57,7 @@ def test_each_metric_chooses_by_its_own_scale(scores, next_logs):
         chosen, gold = (sum(pair[side] == label for pair in classes) for side in (0, 1))
         precision, recall = hits / max(chosen, 1), hits / gold
         each.append(2 * precision * recall / (precision + recall) if hits else 0)
-    np.testing.assert_allclose(zero["value"] / 100, [*shares, np.mean(each)])
+    np.testing.assert_allclose(zero["value"] / 100, [*shares, float(np.mean(each))])
     assert len(set(right.values())) == 4
 
 
