@@ -19,6 +19,7 @@ import polars as pl
 
 from chapbook.core.datasets import member
 from chapbook.core.errors import Error
+from chapbook.glam.overlap import near_duplicates
 
 # Texts shorter than this many characters say little, and documents end somewhere.
 SHORTEST, LONGEST = 400, 40_000
@@ -107,7 +108,7 @@ def documents() -> pl.DataFrame:
     A twentieth is `held` out, by a hash of the name that a file has without its suffixes, so that a
     page and its marked-up form are on the same side. Long texts are cut at empty lines
     into documents of 40,000 characters at most, all of which are held out or none is. Of documents
-    with the same text one stays.
+    with nearly the same text the first one stays.
 
     Raises:
         Error: A package cannot be fetched; the message names the place for it.
@@ -120,7 +121,7 @@ def documents() -> pl.DataFrame:
         for place, text in enumerate(_cut(whole))
     ]  # fmt: skip
     table = pl.DataFrame(rows, schema=["id", "source", "kind", "held", "text"], orient="row")
-    return table.unique("text", keep="first", maintain_order=True)
+    return table.filter(pl.Series(~near_duplicates(table["text"])))
 
 
 def _files(package: Package) -> Iterator[tuple[str, str, str]]:
