@@ -358,8 +358,8 @@ def _quality(desk: _Desk, seeds: Sequence[int]) -> list[Row]:
 def _stability(run: Run, seeds: Sequence[int]) -> list[Row]:
     """Returns the claims that a training outlives broken batches, and a divergence.
 
-    How much another order of the same batches changes the loss tells what is noise. It is as much
-    as the bound for a single seed, so that only means of three are judged.
+    How much another order of the same batches changes the loss tells what is noise. That is more
+    than the bound, so that only means of three seeds are judged.
     """
     config = GLaMConfig.from_string("desk/4E,vocab=64,context=32,layers=2,width=32,hidden=64")
     recipe = TrainConfig(tokens=800 * 8 * 32, batch_size=8, learning_rate=0.02, constant=100)
