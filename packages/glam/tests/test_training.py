@@ -1,5 +1,6 @@
 """Losses, optimizer and schedule against their equations, and trainings that go wrong."""
 
+import dataclasses
 import math
 
 import equinox as eqx
@@ -11,6 +12,7 @@ import pytest
 
 from chapbook.core.data import Batches, tokens
 from chapbook.core.errors import Error
+from chapbook.core.io import read_jsonl
 from chapbook.core.run import Run
 from chapbook.glam.config import GLaMConfig
 from chapbook.glam.model import GLaM
@@ -168,10 +170,41 @@ def test_a_model_learns_and_an_interrupted_training_ends_with_the_same_bits(tmp_
         np.testing.assert_array_equal(a, b)
 
 
+def test_the_band_ends_six_deviations_above_the_median_and_a_tenth_of_a_nat_at_least():
+    guard = StabilityGuard()
+    assert guard.band([1.0, 2.0, 3.0, 4.0, 8.0]) == pytest.approx(3.0 + 6 * 1.0)
+    assert StabilityGuard(deviations=2).band([1.0, 2.0, 4.0]) == pytest.approx(2.0 + 2 * 1.0)
+    assert guard.band([0.01] * 20) == pytest.approx(0.11)
+
+
+def test_a_divergence_goes_back_to_a_healthy_checkpoint_and_past_the_data_that_broke_it(tmp_path):
+    def noisy():
+        draw = np.random.default_rng(0)
+        for number, batch in enumerate(batches(), 1):
+            if 151 <= number < 157:
+                tokens = draw.integers(0, CONFIG.vocab_size, batch["tokens"].shape, np.int32)
+                batch = batch | {"tokens": tokens}
+            yield batch
+
+    recipe = dataclasses.replace(RECIPE, tokens=160 * 4 * 8)
+    with Run(tmp_path / "run", {}) as run:
+        made = fit(
+            new(), noisy(), recipe, key=jax.random.key(1), run=run, save_every=4, log_every=4,
+            quiet=True,
+        )  # fmt: skip
+    assert made.reason == "steps"
+    events = read_jsonl(tmp_path / "run" / "events.jsonl")
+    assert [each["kind"] for each in events] == ["spike"] * 6 + ["rewind"]
+    # Step 148 is too close to the trouble; that of 144 has five good ones behind it.
+    assert (events[-1]["step"], events[-1]["to"], events[-1]["since"]) == (156, 144, 151)
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(Error, match="tokens=30 do not fill a batch of 4 x 8"):
         fit(new(), batches(), TrainConfig(tokens=30, batch_size=4), key=jax.random.key(0))
     with pytest.raises(Error, match="learning_rate=0 must be above 0"):
         TrainConfig(tokens=1, learning_rate=0)
-    with pytest.raises(Error, match=r"spike=1\.0 above 1"):
-        StabilityGuard(spike=1.0)
+    with pytest.raises(Error, match="deviations=0 must be above 0"):
+        StabilityGuard(deviations=0)
+    with pytest.raises(Error, match="steps=0 must be 1 or more"):
+        StabilityGuard(steps=0)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
@@ -29,13 +30,16 @@ class StabilityGuard:
     """What is done when a training goes wrong.
 
     A batch whose loss or gradient is not finite is skipped: parameters and optimizer stay as they
-    are. Too many of those in a row, or a loss far above its median, and the training goes back to
-    its last checkpoint, past the data that broke it, a few times at most. All of it is in the run's
-    `events.jsonl`.
+    are. Too many of those in a row, or losses that leave the band of the last hundred and stay out,
+    and the training goes back to its last healthy checkpoint, past the data that broke it, three
+    times at most. A checkpoint is healthy once `steps` more updates have passed without trouble.
+    All of it is in the run's `events.jsonl`.
 
     Args:
         skips: So many in a row are too many.
-        spike: How often the median of the last 100 losses counts as divergence; None for never.
+        deviations: The band ends so many median absolute deviations above the median of the last
+            100 losses, and a tenth of a nat above it at least; None for no band.
+        steps: So many losses in a row above the band are divergence.
 
     Raises:
         Error: A value is out of its range.
@@ -45,11 +49,26 @@ class StabilityGuard:
     """
 
     skips: int = 5
-    spike: float | None = 1.5
+    deviations: float | None = 6.0
+    steps: int = 5
 
     def __post_init__(self):
-        if self.skips < 1 or (self.spike is not None and not self.spike > 1):
-            raise Error(f"skips={self.skips} must be 1 or more, and spike={self.spike} above 1")
+        if min(self.skips, self.steps) < 1:
+            raise Error(f"skips={self.skips} and steps={self.steps} must be 1 or more")
+        if self.deviations is not None and not self.deviations > 0:
+            raise Error(f"deviations={self.deviations} must be above 0")
+
+    def band(self, losses: Iterable[float]) -> float:
+        """Returns the loss above which divergence begins.
+
+        Args:
+            losses: The last ones that were within the band.
+        """
+        values = np.asarray([*losses])
+        middle = np.median(values)
+        rise = (self.deviations or math.inf) * np.median(np.abs(values - middle))
+        # A model that knows its text by heart has hardly any deviation, and no divergence either.
+        return float(middle + max(rise, 0.1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -293,6 +312,7 @@ def fit(
         mesh=mesh, rules=RULES, accumulate=config.accumulate, precision=config.precision,
         evaluate=evaluate, evaluate_every=evaluate_every or max(steps // 6, 1),
         save_every=save_every, log_every=log_every, nan_limit=guard.skips,
-        on_nan="rewind" if run else "skip", spike=guard.spike if run else None,
+        on_nan="rewind" if run else "skip", spike=guard.band if run and guard.deviations else None,
+        spike_steps=guard.steps,
         units=config.batch_size * model.config.context, quiet=quiet,
     )  # fmt: skip
