@@ -1,6 +1,8 @@
 """Manual pages lose their markup, and documents their places on one side."""
 
-from chapbook.glam.corpus import HELD_OUT, LONGEST, SHORTEST, _cut, _share, plain
+import polars as pl
+
+from chapbook.glam.corpus import HELD_OUT, LONGEST, SHORTEST, _apart, _cut, _share, plain
 
 PAGE = r"""'\" t
 .\" A comment
@@ -40,3 +42,29 @@ def test_a_page_and_its_marked_up_form_are_on_one_side():
     shares = [_share(f"doc/{n}.txt") for n in range(4000)]
     # A deviation of a share of 4,000 is 0.0034.
     assert abs(sum(share < HELD_OUT for share in shares) / 4000 - HELD_OUT) < 3 * 0.0034
+
+
+def test_what_is_trained_on_shares_no_run_of_words_with_what_is_held_out():
+    def words(start: int, count: int) -> str:
+        return " ".join(f"word{n}" for n in range(start, start + count))
+
+    held = words(0, 400)
+    texts = {
+        "held": held,
+        "repeats a paragraph": words(1000, 200)
+        + "\n\n"
+        + words(20, 15)
+        + "\n\n"
+        + words(2000, 200),
+        "repeats across paragraphs": words(3000, 200) + " " + words(50, 7) + "\n\n" + words(57, 7),
+        "alone": words(4000, 200) + "\n\n" + words(0, 12),
+        "all of it": held,
+    }
+    rows = [(name, "s", "good", name == "held", text) for name, text in texts.items()]
+    table = pl.DataFrame(rows, schema=["id", "source", "kind", "held", "text"], orient="row")
+    found = dict(_apart(table).select("id", "text").iter_rows())
+    assert found == {
+        "held": held,
+        "repeats a paragraph": words(1000, 200) + "\n\n" + words(2000, 200),
+        "alone": texts["alone"],
+    }

@@ -613,7 +613,8 @@ def reproduce(
     claim: Annotated[
         list[str] | None,
         typer.Option(
-            "--claim", help="sizes, sparse-vs-dense, experts, quality or stability; several."
+            "--claim",
+            help="sizes, sparse-vs-dense, experts, quality, few-shot, stability; several.",
         ),
     ] = None,
     full: Annotated[

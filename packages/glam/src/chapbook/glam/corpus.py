@@ -19,7 +19,7 @@ import polars as pl
 
 from chapbook.core.datasets import member
 from chapbook.core.errors import Error
-from chapbook.glam.overlap import near_duplicates
+from chapbook.glam.overlap import EvaluationOverlap, near_duplicates
 
 # Texts shorter than this many characters say little, and documents end somewhere.
 SHORTEST, LONGEST = 400, 40_000
@@ -108,7 +108,9 @@ def documents() -> pl.DataFrame:
     A twentieth is `held` out, by a hash of the name that a file has without its suffixes, so that a
     page and its marked-up form are on the same side. Long texts are cut at empty lines
     into documents of 40,000 characters at most, all of which are held out or none is. Of documents
-    with nearly the same text the first one stays.
+    with nearly the same text the first one stays, and those that are not held out lose all
+    paragraphs which share a run of 13 words with a good one that is; what shares one still, across
+    paragraphs, is left out.
 
     Raises:
         Error: A package cannot be fetched; the message names the place for it.
@@ -121,7 +123,26 @@ def documents() -> pl.DataFrame:
         for place, text in enumerate(_cut(whole))
     ]  # fmt: skip
     table = pl.DataFrame(rows, schema=["id", "source", "kind", "held", "text"], orient="row")
-    return table.filter(pl.Series(~near_duplicates(table["text"])))
+    return _apart(table.filter(pl.Series(~near_duplicates(table["text"]))))
+
+
+def _apart(table: pl.DataFrame) -> pl.DataFrame:
+    """Returns documents without the paragraphs that repeat some of what is held out.
+
+    Half of all manual pages share a phrase with another one, so that whole documents would be too
+    much to lose.
+    """
+    evaluated = table.filter(pl.col("held") & (pl.col("kind") == "good"))
+    overlap = EvaluationOverlap(evaluated["text"], n=13)
+    parts = table.with_columns(pl.col("text").str.split("\n\n")).explode("text")
+    repeats = pl.Series(overlap.count(parts["text"]) > 0)
+    table = (
+        parts.filter(pl.col("held") | ~repeats)
+        .group_by("id", "source", "kind", "held", maintain_order=True)
+        .agg(pl.col("text").str.join("\n\n"))
+        .filter(pl.col("text").str.len_chars() >= SHORTEST)
+    )
+    return table.filter(pl.col("held") | pl.Series(overlap.count(table["text"]) == 0))
 
 
 def _files(package: Package) -> Iterator[tuple[str, str, str]]:

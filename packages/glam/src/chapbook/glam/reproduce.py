@@ -3,8 +3,9 @@
 The text is that of manuals, books and quotations which Debian packages hold; a part is held out by
 document. Models with eight experts, two for each token, are trained beside the dense ones that
 compute as much for a token, on the same tokens in the same order. Then models with other numbers of
-experts; one on filtered text beside one on unfiltered; the paper's tables of sizes and energy; and
-trainings into which trouble is injected. Nothing is chosen by the text that is held out; rates are
+experts; one on filtered text beside one on unfiltered; questions about manual pages, without and
+with an example in front; the paper's tables of sizes and energy; and trainings into which trouble
+is injected. Nothing is chosen by the text that is held out; rates are
 chosen by another part of it.
 """
 
@@ -31,16 +32,19 @@ from chapbook.core.tables import read_table, write_table
 from chapbook.glam import corpus
 from chapbook.glam.accounting import cost, ladder, power
 from chapbook.glam.config import GLaMConfig
+from chapbook.glam.evaluating import evaluate
 from chapbook.glam.model import GLaM
 from chapbook.glam.packing import PackedDataset, write_shards
 from chapbook.glam.pareto import pareto_sample
 from chapbook.glam.quality import QualityClassifier
+from chapbook.glam.questions import manual_tasks
+from chapbook.glam.saving import load, save
 from chapbook.glam.tokenizer import train_tokenizer
 from chapbook.glam.training import TrainConfig, evaluation, fit
 
 Row = tuple[str, Any, float, str, float | None, float | None]
 
-CLAIMS = ("sizes", "sparse-vs-dense", "experts", "quality", "stability")
+CLAIMS = ("sizes", "sparse-vs-dense", "experts", "quality", "few-shot", "stability")
 VOCABULARY, CONTEXT = 2048, 256
 RATES = (0.01, 0.02, 0.04)
 EXPERTS = (1, 2, 4, 8, 16)
@@ -82,8 +86,8 @@ def reproduce(
 
     Args:
         path: The run's folder.
-        claims: Which ones: `sizes`, `sparse-vs-dense`, `experts`, which only `full` has, `quality`
-            and `stability`.
+        claims: Which ones: `sizes`, `sparse-vs-dense`, `experts`, which only `full` has, `quality`,
+            `few-shot` and `stability`.
         full: Whether to train three seeds on 3 million tokens each, with rates from a grid, in
             place of one on 400,000.
         tokens: Of a training, in place of the profile's.
@@ -108,7 +112,7 @@ def reproduce(
     with Run(path, told, fresh=fresh) as run, compiled_once():
         if "sizes" in claims:
             rows += _sizes(run)
-        if {"sparse-vs-dense", "experts", "quality"} & set(claims):
+        if {"sparse-vs-dense", "experts", "quality", "few-shot"} & set(claims):
             text = _Text(run)
             desk = _Desk(run, text, profile, quiet)
             if "sparse-vs-dense" in claims:
@@ -117,6 +121,8 @@ def reproduce(
                 rows += _experts(desk, numbers)
             if "quality" in claims:
                 rows += _quality(desk, numbers)
+            if "few-shot" in claims:
+                rows += _few_shot(desk, numbers)
         if "stability" in claims:
             rows += _stability(run, numbers)
         cli.claims(rows, run)
@@ -195,7 +201,10 @@ class _Desk:
         self, name: str, config: GLaMConfig, source: Source, rate: float, seed: int,
         tokens: int | None = None,
     ) -> pl.DataFrame:  # fmt: skip
-        """Returns `tokens`, `held` and, to choose rates, `chosen`, in bits of a byte."""
+        """Returns `tokens`, `held` and, to choose rates, `chosen`, in bits of a byte.
+
+        The model stays in `training`.
+        """
         name = f"{name}-{rate:g}-{seed}"
         path = self.run.path / "curves" / f"{name}.parquet"
         if not path.exists():
@@ -227,8 +236,9 @@ class _Desk:
                 model, Batches(source, recipe.batch_size, seed=seed), recipe, key=training,
                 evaluate=scores, evaluate_every=max(steps // SHOWN, 1), run=kept, quiet=self.quiet,
             )  # fmt: skip
-        if made.exit_code:
-            raise typer.Exit(made.exit_code)
+            if made.exit_code:
+                raise typer.Exit(made.exit_code)
+            save(made.model, kept.path / "model", self.text.good.tokenizer)
         table = made.metrics.drop_nulls("valid/held")
         return table.select(
             (pl.col("step") * recipe.batch_size * CONTEXT).alias("tokens"),
@@ -353,6 +363,38 @@ def _quality(desk: _Desk, seeds: Sequence[int]) -> list[Row]:
     ]  # fmt: skip
     return [*rows, ("filtered below unfiltered, least of the seeds", None, min(gains), "%", 0.0,
                     None)]  # fmt: skip
+
+
+def _few_shot(desk: _Desk, seeds: Sequence[int]) -> list[Row]:
+    """Returns how often models are right about manual pages; one in four is by chance."""
+    sparse = GLaMConfig.from_string(DESK)
+    path = desk.run.path / "few-shot.csv"
+    if not path.exists():
+        held = corpus.documents().filter("held", pl.col("source").str.starts_with("manpages"))
+        tasks = manual_tasks(held.filter(pl.col("kind") == "good")["text"].to_list())
+        parts = []
+        for name, config in (("sparse", sparse), ("dense", sparse.dense_counterpart())):
+            rate = desk.best(name, config, desk.text.good, seeds[0])
+            for seed in seeds:
+                desk.curve(name, config, desk.text.good, rate, seed)
+                model = load(desk.run.path / "training" / f"{name}-{rate:g}-{seed}")
+                found = evaluate(model, desk.text.good.tokenizer, tasks, shots=(0, 1))
+                parts.append(found.select(pl.lit(name).alias("model"), pl.lit(seed).alias("seed"),
+                                          pl.all()))  # fmt: skip
+        write_table(pl.concat(parts), path)
+    table = read_table(path).filter(pl.col("metric") == "accuracy_per_byte")
+    mean = table.group_by("task", "shots", "model", maintain_order=True).agg(
+        pl.col("value", "stderr").mean()
+    )
+    rows: list[Row] = [
+        (f"{task}, {shots}-shot, {model}, right (standard error {error:.1f})", None, value, "%",
+         None, None)
+        for task, shots, model, value, error in mean.sort("task", "shots").iter_rows()
+    ]  # fmt: skip
+    asked = table.filter(model="sparse", task="heading", shots=0)
+    least = min(value - 2 * error for value, error in asked["value", "stderr"].iter_rows())
+    told = "heading, 0-shot, sparse, less two standard errors, least of the seeds"
+    return [*rows, (told, None, least, "%", 25.0, None)]  # fmt: skip
 
 
 def _stability(run: Run, seeds: Sequence[int]) -> list[Row]:
