@@ -300,6 +300,26 @@ def test_a_spike_in_the_loss_rewinds(tmp_path):
     same(result.model, by_hand(data[:25] + data[30:], optax.sgd(0.05)), 1e-5)
 
 
+@pytest.mark.parametrize(("count", "back"), [(3, None), (4, 20)])
+def test_losses_must_stay_above_a_bound_and_the_checkpoint_gone_back_to_be_healthy(
+    tmp_path, count, back
+):
+    data = listed(40)
+    for number in range(30 - count, 30):
+        data[number] = {"x": data[number]["x"], "y": data[number]["y"] + 1e3}
+    with Run(tmp_path / "run", {}) as run:
+        result = fit(square, linear(), optax.sgd(1e-5), data, steps=40, key=KEY, run=run,
+                     on_nan="rewind", spike=lambda losses: max(losses) + 100, spike_steps=4,
+                     log_every=10, save_every=5)  # fmt: skip
+    # The checkpoint of step 25 has a single step without trouble behind it.
+    known = data if back is None else data[:back] + data[30:]
+    same(result.model, by_hand(known, optax.sgd(1e-5)), 1e-5)
+    events = [json.loads(line) for line in (run.path / "events.jsonl").read_text().splitlines()]
+    told = ["spike"] * count + ["rewind"] * (back is not None)
+    assert [event["kind"] for event in events] == told
+    assert back is None or (events[-1]["to"], events[-1]["since"]) == (back, 27)
+
+
 def normed(model, batch, key, extra):
     mean = batch["x"].mean(0)
     error = (batch["x"] - mean) @ model.weight + model.bias - batch["y"]

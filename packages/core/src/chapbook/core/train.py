@@ -10,10 +10,10 @@ import itertools
 import math
 import os
 import signal
-import statistics
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from statistics import median
 from typing import Any
 
 import equinox as eqx
@@ -123,7 +123,8 @@ def fit(
     log_every: int = 20,
     on_nan: str = "skip",
     nan_limit: int = 5,
-    spike: float | None = None,
+    spike: float | Callable[[Iterable[float]], float] | None = None,
+    spike_steps: int = 1,
     flops: float | None = None,
     units: int | None = None,
     profile: str | None = None,
@@ -168,11 +169,14 @@ def fit(
         keep: Checkpoints that are kept.
         log_every: Steps per row of metrics.
         on_nan: Where the loss or gradient is not finite: `skip` the update; `rewind` to the last
-            good checkpoint after `nan_limit` skips in a row, or a loss above `spike`, and go on
+            good checkpoint after `nan_limit` skips in a row, or losses above `spike`, and go on
             with the data after those, three times at most; `stop` with the parameters before; or
             `off`. What happens is in `events.jsonl`.
         nan_limit: Skips in a row before rewinding.
-        spike: How often the median of the last 100 losses counts as divergence; needs `rewind`.
+        spike: How often the median of the last 100 losses counts as divergence, or a function from
+            those losses, 20 at least, to the bound; needs `rewind`.
+        spike_steps: Losses above it, or skipped, in a row before rewinding. A checkpoint is healthy
+            if the trouble began as many steps after it, or more; the oldest one serves if none is.
         flops: Model FLOPs of a step, for `mfu`; without it the compiler's count gives `mfu`, or
             `hfu` if the step recomputes activations.
         units: Tokens in a step, for `tokens/s`; the size of the batch's `tokens` if not given.
@@ -210,7 +214,7 @@ def fit(
             return eqx.combine(params, frozen, static)
 
         data = stack.enter_context(_placed(batches, mesh, rules))
-        guard = _Guard(on_nan, nan_limit, spike, run)
+        guard = _Guard(on_nan, nan_limit, spike, spike_steps, run)
         keeper = _Keeper(run, stop, data, guard)
         if run:
             keeper.rolling = stack.enter_context(Checkpoints(run.checkpoints, keep))
@@ -312,8 +316,9 @@ def fit(
 class _Guard:
     """Watches the loss of every step, in order, for what `on_nan` acts upon."""
 
-    def __init__(self, on_nan: str, limit: int, spike: float | None, run: Run | None):
-        self.on_nan, self.limit, self.spike, self.run = on_nan, limit, spike, run
+    def __init__(self, on_nan: str, skips: int, spike: Any, steps: int, run: Run | None):
+        self.on_nan, self.skips, self.steps, self.run = on_nan, skips, steps, run
+        self.spike: Any = spike if callable(spike) or spike is None else lambda x: spike * median(x)
         self.bad: str | None = None
         self.streak = self.since = self.rewinds = 0
         self.losses: deque[float] = deque(maxlen=100)
@@ -322,11 +327,10 @@ class _Guard:
         if self.bad and self.on_nan == "stop":
             return
         loss = values["loss"]
-        usual = statistics.median(self.losses) if len(self.losses) >= 20 else math.inf
-        if values["ok"] and not (self.spike and loss > self.spike * usual):
+        bound = self.spike(self.losses) if self.spike and len(self.losses) >= 20 else math.inf
+        if values["ok"] and not loss > bound:
             self.streak = 0
-            if self.spike:
-                self.losses.append(loss)
+            self.losses.append(loss)
             return
         kind = "spike" if values["ok"] else "skipped"
         if self.run:
@@ -334,13 +338,13 @@ class _Guard:
                 position = {k: v for k, v in position.items() if k != "fingerprint"}
             self.run.event(kind, step=step, loss=str(loss), data=position)
         self.streak += 1
-        if self.streak == 1:
+        if self.streak == 1 and not self.bad:
             self.since = step
         if self.on_nan == "stop":
             self.bad = f"the loss is {loss} and its gradient's norm {values['grad_norm']}"
-        elif self.on_nan == "rewind" and kind == "spike":
-            self.bad = f"the loss {loss:.4g} is above {self.spike} times its median {usual:.4g}"
-        elif self.on_nan == "rewind" and self.streak >= self.limit:
+        elif self.on_nan == "rewind" and kind == "spike" and self.streak >= self.steps:
+            self.bad = f"the loss {loss:.4g} is above {bound:.4g}, too much for the last ones"
+        elif self.on_nan == "rewind" and kind == "skipped" and self.streak >= self.skips:
             self.bad = f"{self.streak} updates in a row were not finite"
 
     def get_state(self) -> dict[str, Any]:
@@ -426,9 +430,10 @@ class _Keeper:
         guard = self.guard
         if guard.on_nan != "rewind" or not self.rolling or not self.run:
             return False
-        good = max((s for s in self.rolling.steps() if s < guard.since), default=None)
-        if good is None or guard.rewinds == 3:
+        before = [s for s in self.rolling.steps() if s < guard.since]
+        if not before or guard.rewinds == 3:
             return False
+        good = max((s for s in before if s + guard.steps <= guard.since), default=min(before))
         counts = _copy({"step": program.state.step, "skipped": program.state.skipped})
         state, _ = self._load(self.rolling, program.state, good)
         program.state = state._replace(**counts)

@@ -1,0 +1,64 @@
+"""Rows of many lengths in few shapes, since each shape is compiled once."""
+
+import itertools
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
+from jaxtyping import Int
+
+Shape = TypeVar("Shape", bound=Hashable)
+
+
+def bucket(length: int, longest: int | None = None) -> int:
+    """Returns the first of 4, 6, 8, 12, 16, 24, ... that holds a length.
+
+    Args:
+        length: At least a third of the bucket, unless that is the first.
+        longest: Bounds the bucket; no length exceeds it.
+    """
+    sizes = (size << power for power in itertools.count(1) for size in (2, 3))
+    found = next(size for size in sizes if size >= length)
+    return found if longest is None else min(found, longest)
+
+
+def by_shape(shapes: Sequence[Shape]) -> list[tuple[Shape, list[int]]]:
+    """Returns each shape with the places where it stands, the largest first.
+
+    What does not fit into memory then shows at once.
+    """
+    places = defaultdict(list)
+    for place, shape in enumerate(shapes):
+        places[shape].append(place)
+    return sorted(places.items(), reverse=True)
+
+
+def batches(places: Sequence[int], most: int) -> Iterator[tuple[list[int], int]]:
+    """Yields parts of some places, and how many rows a batch of each part has, the same for all.
+
+    Args:
+        places: At least one.
+        most: Rows of a batch, at most; fewer if there are fewer places.
+    """
+    rows = min(most, 1 << (len(places) - 1).bit_length())
+    for first in range(0, len(places), rows):
+        yield list(places[first : first + rows]), rows
+
+
+def padded(
+    rows: Sequence[Sequence[int]], count: int, length: int, *, left: bool = False
+) -> Int[np.ndarray, "{count} {length}"]:
+    """Returns rows of tokens as an array; zeros fill its right side and its last rows.
+
+    Args:
+        rows: At most `count`, of at most `length` tokens.
+        count: Rows of the array.
+        length: Columns of the array.
+        left: Whether zeros fill the left side instead.
+    """
+    held = np.zeros((count, length), np.int32)
+    for row, tokens in enumerate(rows):
+        if len(tokens):
+            held[row, slice(-len(tokens), None) if left else slice(len(tokens))] = tokens
+    return held
