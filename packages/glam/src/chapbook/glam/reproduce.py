@@ -404,7 +404,7 @@ def _stability(run: Run, seeds: Sequence[int]) -> list[Row]:
     than the bound, so that only means of three seeds are judged.
     """
     config = GLaMConfig.from_string("desk/4E,vocab=64,context=32,layers=2,width=32,hidden=64")
-    recipe = TrainConfig(tokens=800 * 8 * 32, batch_size=8, learning_rate=0.02, constant=100)
+    recipe = TrainConfig(tokens=1600 * 8 * 32, batch_size=8, learning_rate=0.02, constant=100)
     troubles: dict[str, tuple[Sequence[int], Sequence[int]]] = {
         "clean": ((), ()), "other order": ((), ()), "skipped": ((170, 171), ()),
         "rewound": ((), range(200, 210)),
