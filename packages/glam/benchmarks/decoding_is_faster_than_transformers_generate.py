@@ -41,9 +41,9 @@ class Numbers:
     def __init__(self, vocab_size: int):
         self.vocab_size, self.end = vocab_size, vocab_size - 1
 
-    def encode(self, text: str) -> Sequence[int]:
+    def encode(self, text: str) -> np.ndarray:
         """Returns the numbers of a text."""
-        return [int(each) for each in text.split()]
+        return np.array([int(each) for each in text.split()], np.int32)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of numbers."""
