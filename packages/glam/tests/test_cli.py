@@ -178,14 +178,30 @@ def test_text_becomes_a_model_that_writes_scores_and_answers(capsys):
     assert run(*train) == 0
     assert printed(capsys)["valid/bits_per_byte"] == found["valid/bits_per_byte"]
 
+    assert run("convert", "run", "half", "--precision", "bfloat16", "--json") == 0
+    assert printed(capsys)["bytes"] < 0.6 * Path("run/model/weights.safetensors").stat().st_size
+    assert run("convert", "run", "last", "--step", 40, "--tokenizer", "bytes") == 0
+    same = [Path(each, "weights.safetensors").read_bytes() for each in ("run/model", "last")]
+    assert same[0] == same[1]
+    capsys.readouterr()
+    both = []
+    for each in ("last", "half"):
+        assert run("score", each, "book.parquet", "--quiet", "--json") == 0
+        both.append(printed(capsys)["bits_per_byte"])
+    assert both[0] == pytest.approx(both[1], rel=0.02) and both[0] != both[1]
+    assert "no step 7; it has" in told(capsys, "convert", "run", "other", "--step", 7)
+    assert "name another folder" in told(capsys, "convert", "run", "run/model")
+    assert "no folder of a training" in told(capsys, "convert", "shards", "other")
+    assert not Path("other").exists()
+
     assert run("generate", "run", "the c", "--max-new-tokens", 4, "--json") == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert row["prompt"] == "the c" and 0 < len(row["text"]) <= 4
     assert run("score", "run", "book.parquet", "--quiet", "--json") == 0
-    told = printed(capsys)
+    scored = printed(capsys)
     table = pl.read_parquet("scores.parquet")
-    assert told["documents"] == table.height == 20
-    assert 0 < told["bits_per_byte"] < 4
+    assert scored["documents"] == table.height == 20
+    assert 0 < scored["bits_per_byte"] < 4
     pl.DataFrame({"q": ["the cat sat on"], "a": ["the mat"]}).write_parquet("q.parquet")
     Path("task.yaml").write_text(
         "name: mats\nsource: q.parquet\nprompt: '{{q}}'\nchoices: [the mat, qzxqzxq]\n"
@@ -209,6 +225,18 @@ def test_a_vocabulary_that_is_not_the_tokenizers_is_refused_with_both_sizes(caps
     wrong = told(capsys, "train", "--data", "shards", "--config", f"{LINE},vocab=100", "--tokens",
                  512, "--out", "run")  # fmt: skip
     assert "100" in wrong and "257" in wrong
+    train = ("train", "--data", "shards", "--tokens", 512, "--batch", 4, "--out", "run", "--quiet")
+    Path("model.toml").write_text(
+        "num_layers = 2\nembed = 8\nhidden = 16\nnum_heads = 1\nhead_dim = 8\nnum_experts = 2\n"
+        "context = 32\nactivation = 'relu'\n"
+    )
+    config = ("--config", "model.toml")
+    wrong = told(capsys, *train, *config, "--set", "vocab_size=100")
+    assert "100" in wrong and "257" in wrong
+    assert "Did you mean hidden?" in told(capsys, *train, *config, "--set", "hiden=3")
+    assert run(*train, *config) == 0
+    held = json.loads(Path("run/model/config.json").read_text())["glam"]
+    assert (held["activation"], held["num_experts"], held["vocab_size"]) == ("relu", 2, 257)
 
 
 def test_sizes_and_costs_are_printed(capsys):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from chapbook.glam.pareto import keep_probability, pareto_sample
     from chapbook.glam.quality import QualityClassifier
     from chapbook.glam.routing_analysis import favourites, routes
-    from chapbook.glam.saving import load, save, tokenizer_of
+    from chapbook.glam.saving import in_precision, load, load_checkpoint, save, tokenizer_of
     from chapbook.glam.scoring import bits_per_byte, log_likelihoods
     from chapbook.glam.tasks import Task, read_task
     from chapbook.glam.tokenizer import ByteTokenizer, load_tokenizer, train_tokenizer
@@ -42,7 +42,7 @@ _HOMES = {
     "pareto": "keep_probability pareto_sample",
     "quality": "QualityClassifier",
     "routing_analysis": "favourites routes",
-    "saving": "load save tokenizer_of",
+    "saving": "in_precision load load_checkpoint save tokenizer_of",
     "scoring": "bits_per_byte log_likelihoods",
     "tasks": "Task read_task",
     "tokenizer": "ByteTokenizer load_tokenizer train_tokenizer",
@@ -55,10 +55,10 @@ __all__ = [
     "GLaMConfig", "GLaMLM", "LayerRouting", "MixtureSampler", "MoE", "PackedDataset",
     "QualityClassifier", "RoutingMetrics", "StabilityGuard", "Task", "TrainConfig",
     "bits_per_byte", "complete", "cost", "drop_duplicates", "energy", "evaluate", "evaluation",
-    "favourites", "fit", "generate", "keep_probability", "ladder", "load", "load_tokenizer",
-    "log_likelihoods", "near_duplicates", "pareto_sample", "power", "read_documents",
-    "read_mixture", "read_task", "routes", "save", "schedule", "tokenizer_of",
-    "train_tokenizer", "write_shards",
+    "favourites", "fit", "generate", "in_precision", "keep_probability", "ladder", "load",
+    "load_checkpoint", "load_tokenizer", "log_likelihoods", "near_duplicates", "pareto_sample",
+    "power", "read_documents", "read_mixture", "read_task", "routes", "save", "schedule",
+    "tokenizer_of", "train_tokenizer", "write_shards",
 ]  # fmt: skip
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import polars as pl
     from jax.sharding import Mesh
 
+    from chapbook.glam.config import GLaMConfig
     from chapbook.glam.model import GLaM
     from chapbook.glam.tokenizer import Tokenizer
 
@@ -36,6 +37,7 @@ def _faults(given: str) -> str:
     return given
 
 
+DEFAULT = "desk/8E,context=256"
 _FILES = "Files, folders or patterns of txt, jsonl, csv (also .gz, .zst) or parquet."
 Documents = Annotated[list[Path], typer.Argument(metavar="DOCUMENTS...", help=_FILES)]
 Column = Annotated[str, typer.Option("--text-column", metavar="COLUMN", help="Of the text.")]
@@ -279,8 +281,13 @@ def train(
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Of the run.")],
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="That the model sees in all.")],
     config: Annotated[
-        str, typer.Option("--config", metavar="LINE", help="Such as 0.1B/64E,context=512.")
-    ] = "desk/8E,context=256",
+        str,
+        typer.Option(
+            "--config",
+            metavar="LINE",
+            help="Such as 0.1B/64E,context=512, or a TOML file of what differs from the default.",
+        ),
+    ] = DEFAULT,
     dense: Annotated[
         bool, typer.Option("--dense", help="The dense model that computes as much for a token.")
     ] = False,
@@ -328,35 +335,31 @@ def train(
     from chapbook.core.config import configure
     from chapbook.core.data import Batches
     from chapbook.core.run import Run
-    from chapbook.glam.config import GLaMConfig
     from chapbook.glam.mixture import read_mixture
     from chapbook.glam.model import GLaM
     from chapbook.glam.packing import PackedDataset
     from chapbook.glam.saving import save
     from chapbook.glam.training import TrainConfig, evaluation, fit
 
-    shape = configure(GLaMConfig, sets=sets or [], base=GLaMConfig.from_string(config))
-    if capacity is not None:
-        shape = dataclasses.replace(shape, capacity_factor=capacity)
+    sets = [*(sets or []), *([] if capacity is None else [f"capacity_factor={capacity}"])]
+    context = _shape(config, sets).context
     settings = {
         "tokens": tokens, "batch_size": batch, "optimizer": optimizer, "learning_rate": lr,
         "warmup": warmup, "constant": constant, "accumulate": accumulate, "precision": precision,
     }  # fmt: skip
     recipe = configure(TrainConfig, base=TrainConfig(**settings))
-    steps = recipe.steps(shape.context)
+    steps = recipe.steps(context)
     mixed = data.suffix in (".yaml", ".yml")
     if mixed:
-        source = read_mixture(data, shape.context, rows=steps * batch, seed=seed)
-        words = source.tokenizer
+        source = read_mixture(data, context, rows=steps * batch, seed=seed)
     else:
-        source = PackedDataset(data, shape.context)
-        words = source.tokenizer
-    if "vocab=" not in config:
-        shape = dataclasses.replace(shape, vocab_size=words.vocab_size)
-    elif shape.vocab_size != words.vocab_size:
+        source = PackedDataset(data, context)
+    words = source.tokenizer
+    shape = _shape(config, sets, words.vocab_size)
+    if shape.vocab_size != words.vocab_size:
         raise Error(
             f"{config} has {shape.vocab_size} tokens, the tokenizer of {data} has "
-            f"{words.vocab_size}; leave vocab= out"
+            f"{words.vocab_size}; leave the vocabulary out"
         )
     shape = shape.dense_counterpart() if dense else shape
     evaluate = None
@@ -551,6 +554,40 @@ def routes(
 
 
 @app.command()
+def convert(
+    source: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A training's or a model's folder.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of the model to write.")],
+    step: Annotated[
+        int | None, typer.Option("--step", min=1, help="A checkpoint of the training.")
+    ] = None,
+    precision: cli.Precision = "float32",
+    tokenizer: Words = None,
+    json: cli.Json = False,
+) -> None:
+    """Write a model of a training's checkpoint, or one whose weights take half the room.
+
+    A training that was interrupted gives its last checkpoint. Weights of bfloat16 are read as
+    float32 again.
+
+    Example: glam convert run half --precision bfloat16
+    """
+    from chapbook.glam.saving import in_precision, is_model, load_checkpoint, save, tokenizer_of
+    from chapbook.glam.saving import load as load_model
+    from chapbook.glam.tokenizer import load_tokenizer
+
+    if out.resolve() in (source.resolve(), (source / "model").resolve()):
+        raise Error(f"{out} would overwrite what it is made of", "name another folder")
+    whole = is_model(source)
+    held = load_model(source) if whole and step is None else load_checkpoint(source, step)
+    words = load_tokenizer(tokenizer) if tokenizer else tokenizer_of(source) if whole else None
+    save(in_precision(held, precision), out, words)
+    size = (out / "weights.safetensors").stat().st_size
+    _print({"model": str(out), "config": str(held.config), "bytes": size}, json)
+
+
+@app.command()
 def sizes(json: cli.Json = False) -> None:
     """Print the paper's table of sizes beside what the sizes give.
 
@@ -563,7 +600,9 @@ def sizes(json: cli.Json = False) -> None:
 
 @app.command()
 def cost(
-    config: Annotated[str, typer.Argument(metavar="LINE", help="Such as 64B/64E,vocab=32000.")],
+    config: Annotated[
+        str, typer.Argument(metavar="LINE", help="Such as 64B/64E,vocab=32000, or a TOML file.")
+    ],
     context: Annotated[
         int | None, typer.Option("--at", min=1, help="Tokens that attention looks at.")
     ] = None,
@@ -582,9 +621,8 @@ def cost(
     """
     from chapbook.glam.accounting import cost as costs
     from chapbook.glam.accounting import energy
-    from chapbook.glam.config import GLaMConfig
 
-    shape = GLaMConfig.from_string(config)
+    shape = _shape(config, [])
     found = costs(shape, context)
     told = {
         "config": str(shape), "parameters": found.parameters, "activated": found.activated,
@@ -643,6 +681,18 @@ def _load(model: Path, tokenizer: str | None) -> "tuple[GLaM, Tokenizer]":
 
     held = load(model)
     return held, load_tokenizer(tokenizer) if tokenizer else tokenizer_of(model)
+
+
+def _shape(line: str, sets: list[str], vocab_size: int | None = None) -> "GLaMConfig":
+    """Returns the model that a line or a file says, by default with so many tokens."""
+    from chapbook.core.config import configure
+    from chapbook.glam.config import GLaMConfig
+
+    file = line if line.endswith(".toml") else None
+    base = GLaMConfig.from_string(DEFAULT if file else line)
+    if vocab_size is not None and (file or "vocab=" not in line):
+        base = dataclasses.replace(base, vocab_size=vocab_size)
+    return configure(GLaMConfig, file, sets, base=base)
 
 
 def _mesh(mesh: str, devices: int | None) -> "Mesh":

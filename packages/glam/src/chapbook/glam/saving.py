@@ -7,7 +7,9 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 
+from chapbook.core.checkpoint import Checkpoints
 from chapbook.core.config import configure
 from chapbook.core.errors import Error
 from chapbook.core.io import write_json
@@ -53,12 +55,56 @@ def load(folder: str | Path) -> GLaM:
         Error: It is no such folder, or its arrays do not fit its configuration.
     """
     path, told = _config(folder)
-    known = {field.name for field in dataclasses.fields(GLaMConfig)}
-    if unknown := sorted(set(told["glam"]) - known):
-        raise Error(f"{path} has settings that this version does not know: {', '.join(unknown)}")
-    config = configure(GLaMConfig, base=GLaMConfig(**told["glam"]))
-    shapes = eqx.filter_eval_shape(GLaM, config, key=jax.random.key(0))
-    return load_weights(path.parent / "weights.safetensors", shapes)
+    return load_weights(path.parent / "weights.safetensors", _shapes(path, told["glam"]))
+
+
+def load_checkpoint(run: str | Path, step: int | None = None) -> GLaM:
+    """Reads the model of a checkpoint of a training, finished or not.
+
+    Args:
+        run: The training's folder.
+        step: Updates that the model has seen; those of the last checkpoint if None.
+
+    Raises:
+        Error: It is no such folder, or has no such checkpoint; with the ones that it has.
+    """
+    path = Path(run) / "config.json"
+    try:
+        told = json.loads(path.read_text())["options"]["model"]
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        raise Error(f"{run} is no folder of a training: {problem}") from None
+    shapes = _shapes(path, told)
+    arrays = eqx.filter(shapes, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
+    checkpoints = Path(run) / "checkpoints"
+    if not checkpoints.is_dir():
+        raise Error(f"{run} has no checkpoint yet")
+    with Checkpoints(checkpoints) as held:
+        found, _ = held.restore({"params": arrays}, step)
+    return eqx.combine(found["params"], shapes)
+
+
+def in_precision(model: GLaM, precision: str) -> GLaM:
+    """Returns a model whose weights are rounded to a precision; `load` reads it as float32.
+
+    Args:
+        model: Any.
+        precision: `float32` or `bfloat16`.
+    """
+    floats, rest = eqx.partition(model, eqx.is_inexact_array)
+    return eqx.combine(jax.tree.map(lambda x: x.astype(jnp.dtype(precision)), floats), rest)
+
+
+def is_model(folder: str | Path) -> bool:
+    """Returns whether a folder holds a model that `load` reads.
+
+    Args:
+        folder: Of a model, or of a training, which holds one at its end.
+    """
+    try:
+        _config(folder)
+    except Error:
+        return False
+    return True
 
 
 def tokenizer_of(folder: str | Path) -> Tokenizer:
@@ -74,6 +120,14 @@ def tokenizer_of(folder: str | Path) -> Tokenizer:
     if "tokenizer" not in told:
         raise Error(f"{path.parent} holds no tokenizer", "name it by --tokenizer")
     return load_tokenizer("bytes" if told["tokenizer"] == "bytes" else path.parent)
+
+
+def _shapes(path: Path, settings: dict[str, Any]) -> GLaM:
+    known = {field.name for field in dataclasses.fields(GLaMConfig)}
+    if unknown := sorted(set(settings) - known):
+        raise Error(f"{path} has settings that this version does not know: {', '.join(unknown)}")
+    config = configure(GLaMConfig, base=GLaMConfig(**settings))
+    return eqx.filter_eval_shape(GLaM, config, key=jax.random.key(0))
 
 
 def _config(folder: str | Path) -> tuple[Path, dict[str, Any]]:
