@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import signal
 
 import numpy as np
 import polars as pl
@@ -143,6 +144,27 @@ def test_sets_are_named_as_the_released_ones_and_targets_augmented(photos, tmp_p
     other = scores(narrow, data.read(f"folder:{photos}"))
     assert found["mse"] == pytest.approx(other["mse"], rel=1e-2)
     assert found["mse"] != other["mse"]
+
+
+def test_an_interrupted_distillation_is_not_taken_for_a_finished_one(
+    flowers, tmp_path, monkeypatch
+):
+    out = tmp_path / "run"
+    given = ("distill", "--data", f"table:{flowers}", "--label", "kind", "--per-class", 1,
+             "--steps", 12, "--out", out, "--quiet")  # fmt: skip
+    original, kept = DistilledSet.save, []
+
+    def save(self, path):
+        original(self, path)
+        kept.append(path.name)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(DistilledSet, "save", save)
+    assert run(*given) == 143
+    assert len(kept) == 1 and not (out / "distilled.npz").exists()
+    monkeypatch.undo()
+    assert run(*given) == 0
+    assert DistilledSet.load(out / "distilled.npz").facts["step"] == 12
 
 
 def test_kernel_matrices_go_on_where_they_stopped(tmp_path, capsys, monkeypatch):

@@ -94,6 +94,22 @@ def test_a_terminated_training_ends_with_the_bits_of_an_unbroken_one(
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
+def test_an_interrupted_training_is_no_row_of_a_claim(tmp_path, monkeypatch):
+    add = core_train.Log.add
+
+    def terminated(self, step, *told):
+        add(self, step, *told)
+        if step == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(core_train.Log, "add", terminated)
+    given = ("--claim", "adaptive-k", "--epochs", 1, "--run", tmp_path / "run", "--quiet")
+    assert run("reproduce", *given) == 128 + signal.SIGTERM
+    assert (tmp_path / "run" / "training" / "digits-K2-0" / "checkpoints").exists()
+    assert not (tmp_path / "run" / "models" / "digits-K2-0").exists()
+    assert not (tmp_path / "run" / "tables").exists()
+
+
 def test_evaluate_prints_a_row_for_each_setting(photos, trained, tmp_path, capsys):
     table = tmp_path / "sweep.parquet"
     assert run(

@@ -78,6 +78,7 @@ def distil(
     Raises:
         Error: The examples do not fit the kernel or the settings, or the folder holds a run of
             other data or settings.
+        SystemExit: When it is interrupted, with the signal's code.
     """
     if augmentation is not None and examples.x.ndim != 4:
         raise Error("only images can be augmented; leave the augmentation out")
@@ -121,6 +122,8 @@ def distil(
             steps=steps, seed=seed, augment=augmented if augmentation else None, run=run,
             mesh=mesh, on_step=keep, quiet=quiet,
         )  # fmt: skip
+        if result.exit_code:  # the sets of the steps that were done are kept
+            raise SystemExit(result.exit_code)
         if result.reason == "nan":
             raise Error(
                 f"the loss is not finite after step {result.step}; the last good set is in "

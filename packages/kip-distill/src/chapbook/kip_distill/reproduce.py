@@ -67,6 +67,7 @@ def reproduce(
 
     Raises:
         typer.Exit: With code 3, when a claim does not hold.
+        SystemExit: When it is interrupted, with the signal's code.
     """
     with Run(path, {"full": full, "seed": seed}, fresh=fresh) as run, compiled_once():
         seeds = [seed, seed + 1, seed + 2]
@@ -163,6 +164,8 @@ def _mnist(run: Run, size: int, seed: int, steps: int, quiet: bool) -> pl.DataFr
                 curve.append((name, step, 100 * accuracy))
 
             done = made.fit(start, x, train.y, steps=steps, seed=seed, quiet=quiet, on_step=seen)
+            if done.exit_code:  # half a training is no measurement
+                raise SystemExit(done.exit_code)
             methods[name] = done.model
         first = seed == run.config["seed"]
         found = [
@@ -199,6 +202,8 @@ def _convolutions(run: Run, name: str, seed: int, full: bool, quiet: bool) -> pl
         for kind, kernel in kernels.items():
             kip = KIP(kernel, 10, target_batch=batch)
             done = kip.fit(start, x, train.y, steps=steps, seed=seed, log_every=10, quiet=quiet)
+            if done.exit_code:
+                raise SystemExit(done.exit_code)
             accuracy = 100 * kip.score(done.model, held, test.y)["accuracy"]
             sets[f"KIP, {kind}"] = done.model
             found.append({"data": name, "images": 10, "seed": seed, "method": f"KIP, {kind}",

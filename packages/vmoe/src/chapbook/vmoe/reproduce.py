@@ -16,6 +16,7 @@ import equinox as eqx
 import jax
 import numpy as np
 import polars as pl
+import typer
 
 from chapbook.core import cli
 from chapbook.core.compilation import compiled_once
@@ -70,7 +71,8 @@ def reproduce(
 
     Raises:
         Error: There is no such claim.
-        typer.Exit: With code 3, when a claim does not hold.
+        typer.Exit: With code 3, when a claim does not hold; when it is interrupted, with the
+            signal's.
     """
     if wrong := sorted(set(claims) - set(CLAIMS)):
         raise Error(f"there is no claim {wrong[0]}; there are {', '.join(CLAIMS)}")
@@ -128,6 +130,8 @@ def _trained(
                 model, train, recipe, key=training, seed=seed, augment=augmented, workers=1,
                 run=kept, quiet=quiet,
             )  # fmt: skip
+            if made.exit_code:  # half a training is no measurement
+                raise typer.Exit(made.exit_code)
         save(made.model, folder)
     return load(folder)[0]
 
