@@ -52,7 +52,7 @@ class Tiny(eqx.Module):
 
     def prefill(self, tokens: Any, capacity: int, *, start: Any = None) -> Any:
         x, cache, _ = transformer.prefill(self.stack, self.embedding(tokens), capacity, start=start)
-        return self.head.logits(x), cache
+        return self.head.logits(x[:, -1:]), cache
 
     def decode(self, tokens: Any, cache: Any) -> Any:
         x, cache, _ = transformer.decode(self.stack, self.embedding(tokens), cache)

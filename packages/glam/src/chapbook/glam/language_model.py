@@ -48,8 +48,8 @@ class LanguageModel(Protocol):
         capacity: int,
         *,
         start: Int[Array, " batch"] | None = None,
-    ) -> tuple[Float[Array, "batch tokens vocab"], Cache]:
-        """Returns the logits, and a cache with room for `capacity` tokens.
+    ) -> tuple[Float[Array, "batch 1 vocab"], Cache]:
+        """Returns the logits of what follows, and a cache with room for `capacity` tokens.
 
         The first `start` tokens of each row are padding.
         """

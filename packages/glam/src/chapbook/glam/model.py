@@ -119,8 +119,11 @@ class GLaM(eqx.Module):
         capacity: int,
         *,
         start: Int[Array, " batch"] | None = None,
-    ) -> tuple[Float[Array, "batch tokens vocab"], Cache]:
-        """Returns the logits of the first tokens, and the cache that the next ones need.
+    ) -> tuple[Float[Array, "batch 1 vocab"], Cache]:
+        """Returns the logits of what follows the first tokens, and the cache with them.
+
+        Logits of the tokens before are not computed: of a long prompt and a large vocabulary they
+        would take more memory than the model. `__call__` has them all.
 
         Args:
             tokens: Ids. Rows of several lengths are padded on the left.
@@ -136,7 +139,7 @@ class GLaM(eqx.Module):
         x, cache, _ = prefill(
             self.layers, self._embedded(tokens), capacity, View(), valid, start=start
         )
-        return self._logits(x), cache
+        return self._logits(x[:, -1:]), cache
 
     def decode(
         self, tokens: Int[Array, "batch tokens"], cache: Cache

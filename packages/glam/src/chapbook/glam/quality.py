@@ -72,6 +72,7 @@ class QualityClassifier:
         """
         from scipy.optimize import minimize
         from scipy.sparse import csr_matrix
+        from threadpoolctl import threadpool_limits
 
         parts = [_matrix(_series(texts), self.bits) for texts in (good, bad)]
         for name, part in zip(("good", "bad"), parts, strict=True):
@@ -97,10 +98,13 @@ class QualityClassifier:
             value = share @ np.logaddexp(0, -margin) + self.penalty / 2 * (w @ w)
             return value, np.append(x.T @ slope + self.penalty * w, slope.sum())
 
-        found: Any = minimize(
-            loss, np.zeros(len(used) + 1), jac=True, method="L-BFGS-B",
-            options={"maxiter": 500, "gtol": 1e-6, "ftol": 1e-10},
-        )  # fmt: skip
+        # Between the solver's many sums of vectors OpenBLAS's threads wait for each other, on busy
+        # cores for ten times as long as one of them computes.
+        with threadpool_limits(1, "blas"):
+            found: Any = minimize(
+                loss, np.zeros(len(used) + 1), jac=True, method="L-BFGS-B",
+                options={"maxiter": 500, "gtol": 1e-6, "ftol": 1e-10},
+            )  # fmt: skip
         weights = np.zeros(1 << self.bits, np.float32)
         weights[used] = found.x[:-1]
         return replace(self, weights=weights, bias=float(found.x[-1]))

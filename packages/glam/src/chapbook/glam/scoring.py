@@ -204,12 +204,13 @@ def _options(
     for (length, width), places in by_shape(shapes):
         each = [(p, o) for p in places for o in range(len(questions[p][1]))]
         most = max(1, batch_tokens // (length + width))
-        for part, count in batches(range(len(each)), most):
-            chosen = [each[place] for place in part]
+        parts = [
+            ([each[p] for p in part], count) for part, count in batches(range(len(each)), most)
+        ]
+        room = max(len({question for question, _ in part}) for part, _ in parts)
+        for chosen, count in parts:
             held = sorted({question for question, _ in chosen})
             contexts = [questions[question][0] for question in held]
-            # Questions have two options at least, save the two that a batch may split.
-            room = count // 2 + 1
             told = [questions[question][1][option] for question, option in chosen]
             parent = np.zeros(count, np.int32)
             parent[: len(chosen)] = np.searchsorted(held, [question for question, _ in chosen])
