@@ -25,8 +25,8 @@ from chapbook.core.experts.parallel import alike
 ExpertFn = Callable[[Any, Array, Callable[..., Array], Any], Array]
 
 # A run is a few blocks of falling size. Large ones make use of a core, and add to the gradient of
-# the weights seldom; small ones waste little.
-BLOCKS = {"cpu": (512, 256, 128, 64, 32)}
+# the weights seldom; small ones waste little, as where a few tokens are decoded.
+BLOCKS = {"cpu": (512, 256, 128, 64, 32, 16, 8)}
 BLOCKS_ELSEWHERE = (128,)
 
 
