@@ -80,6 +80,10 @@ def test_a_cache_gives_the_logits_of_the_whole_sequence(line):
         logits, cache = step(model, tokens[:, place : place + 1], cache)
         np.testing.assert_allclose(logits[0, 0], whole[0, place], atol=1e-4)
         np.testing.assert_allclose(logits[1, 0], shorter[0, place - 3], atol=1e-4)
+    logits, cache = eqx.filter_jit(lambda m, t: m.prefill(t, 14))(model, tokens[:, :1])
+    np.testing.assert_allclose(logits, whole[:, :1], atol=1e-4)
+    logits, _ = step(model, tokens[:, 1:6], cache)
+    np.testing.assert_allclose(logits, whole[:, 1:6], atol=1e-4)
 
 
 def test_a_layer_of_experts_is_the_sum_that_its_equation_says():
