@@ -7,7 +7,7 @@ import chapbook.core
 
 # docs/pages/decisions/one-core.md says how it came to this. It goes down with the modules; a change
 # that needs it higher says there why.
-CEILING = 4_220
+CEILING = 4_233
 LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
 LAYOUT |= {tokenize.ENDMARKER}
 

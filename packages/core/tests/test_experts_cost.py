@@ -46,6 +46,10 @@ def _run(jaxpr, consts, arguments):
         elif name == "scan":
             found, done = _scan(given, options)
             total += done
+        elif name == "cond":
+            body = options["branches"][int(given[0])]
+            found, done = _run(body.jaxpr, body.consts, given[1:])
+            total += done
         elif inner is not None:
             closed = hasattr(inner, "consts")
             body, consts = (inner.jaxpr, inner.consts) if closed else (inner, [])
@@ -107,6 +111,13 @@ def test_an_expert_without_tokens_costs_nothing():
     x, bank, _ = layer()
     chosen = experts.fixed(jnp.full((TOKENS, 1), 3), jnp.ones((TOKENS, 1)), COUNT)
     assert work(lambda x: bank(x, chosen)[0], x) == 2 * 2 * TOKENS * EMBED * HIDDEN
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="what XLA does on CPUs")
+def test_a_token_alone_costs_one_row_of_each_of_its_experts():
+    x, bank, _ = layer()
+    one = experts.fixed(jnp.asarray([[3, 7]]), jnp.ones((1, K)), COUNT)
+    assert work(lambda x: bank(x, one)[0], x[:1]) == 2 * 2 * K * EMBED * HIDDEN
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="what XLA does on CPUs")

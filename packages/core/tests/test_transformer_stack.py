@@ -80,6 +80,28 @@ def test_a_scan_equals_the_loop_over_its_layers(scanned):
     same(scanned, value_and_grads(build(pair, 2, unroll=True), X, key_of(2)), 1e-6)
 
 
+def test_unrolled_layers_equal_the_scan_over_them(scanned):
+    (_, (y, (_, expert))), _ = scanned
+    chain = build(pair, 2).unrolled()
+    assert len(chain.layers) == 2
+    (_, (again, reports)), _ = value_and_grads(chain, X, key_of(2))
+    same(y, again, 1e-6)
+    same(expert, jax.tree.map(lambda *each: jnp.stack(each), *(r[1] for r in reports)), 1e-6)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="what XLA does on CPUs")
+def test_a_scan_copies_the_weights_of_a_layer_and_unrolled_layers_are_read_in_place():
+    stack = build(lambda key: Block(12, ffn=FFN(12, 2000, key=key)), 3)
+    matrices = 2 * 12 * 2000 * 4
+
+    def memory(layers):
+        arrays, static = eqx.partition(layers, eqx.is_array)
+        compiled = jax.jit(lambda a, x: eqx.combine(a, static)(x)[0]).lower(arrays, X[:1, :1])
+        return getattr(compiled.compile().memory_analysis(), "temp_size_in_bytes")  # noqa: B009
+
+    assert memory(stack) >= matrices > 3 * memory(stack.unrolled())
+
+
 @pytest.mark.parametrize("remat", ["full", "dots"])
 def test_recomputing_changes_no_value_and_no_gradient(scanned, remat):
     again = value_and_grads(build(pair, 2, remat=remat), X, key_of(2))

@@ -3,8 +3,9 @@
 `glam.complete`, tokenizer and all, against `generate` of a Qwen3-MoE, the model of transformers
 that can have experts in every other layer: as many layers, as wide, as many heads, as many experts
 of which a token meets two, as many parameters (its experts are gated and two thirds as wide), and
-weights drawn at random. Prompts are short. A token's time is that of all tokens after the first,
-so that reading the prompt is left out on both sides; the best of interleaved repeats counts.
+weights drawn at random. Our layers are unrolled, as `glam generate` has them. Prompts are short. A
+token's time is that of all tokens after the first, so that reading the prompt is left out on both
+sides; the best of interleaved repeats counts.
 
 What memory allows for a single sequence: all weights that a token meets must be read for each, at
 the speed at which all threads together read, or copy (both ways counted), whichever is greater.
@@ -110,7 +111,7 @@ def main() -> None:
     torch.set_num_threads(threads)
     config = GLaMConfig.from_string(given.config)
     words = Numbers(config.vocab_size)
-    model = eqx.filter_jit(partial(GLaM, config))(key=jax.random.key(given.seed))
+    model = eqx.filter_jit(partial(GLaM, config))(key=jax.random.key(given.seed)).unrolled()
     peer = peer_of(config)
     counts = {"chapbook": cost(config).parameters}
     read = 4 * cost(config).activated

@@ -67,10 +67,12 @@ def test_padding_is_routed_nowhere():
     np.testing.assert_array_equal(routing.layers.metrics.tokens, [21.0, 21.0])
 
 
+@pytest.mark.parametrize("unrolled", [False, True])
 @pytest.mark.parametrize("line", [LINE, LINE.replace("/4E", "")])
-def test_a_cache_gives_the_logits_of_the_whole_sequence(line):
+def test_a_cache_gives_the_logits_of_the_whole_sequence(line, unrolled):
     model, tokens = made(GLaMConfig.from_string(line)), ids()
     whole, _ = call(model, tokens)
+    model = model.unrolled() if unrolled else model
     shorter, _ = call(model, tokens[1:, 3:])
     start = jnp.asarray([0, 3])
     logits, cache = eqx.filter_jit(lambda m, t: m.prefill(t, 14, start=start))(model, tokens[:, :4])
@@ -131,8 +133,8 @@ def test_without_experts_the_model_is_dense_and_reports_no_routing():
 
 def test_one_expert_is_a_layer_without_gate_and_router():
     config = GLaMConfig.from_string(LINE.replace("/4E", "/1E"), expert_hidden=48)
-    model = made(config)
-    first, second = model.layers.layers.layers
+    stack: Any = made(config).layers
+    first, second = stack.layers.layers
     assert (first.ffn.gate is None, first.ffn.up.shape) == (True, (2, 16, 48))
     assert second.ffn.gate is not None
     # So is a bank of two equal experts.
@@ -146,7 +148,8 @@ def test_one_expert_is_a_layer_without_gate_and_router():
 
 def test_the_order_of_layers_is_an_option():
     model = made(GLaMConfig.from_string(LINE, moe_offset=1))
-    kinds = [type(block.ffn).__name__ for block in model.layers.layers.layers]
+    stack: Any = model.layers
+    kinds = [type(block.ffn).__name__ for block in stack.layers.layers]
     assert kinds == ["FFN", "MoE"]
     assert call(model, ids())[1].layers.loss.shape == (2,)
 
@@ -173,6 +176,19 @@ def test_the_program_does_not_grow_with_the_layers():
         return len(str(made).splitlines())
 
     assert size(4) == size(24)
+
+
+def test_an_unrolled_model_is_the_same_and_is_not_saved(tmp_path):
+    model, tokens = made(), ids()
+    unrolled = model.unrolled()
+    assert unrolled.unrolled() is unrolled
+    (logits, told), (again, same) = call(model, tokens), call(unrolled, tokens)
+    np.testing.assert_allclose(logits, again, atol=1e-5)
+    for one, other in zip(jax.tree.leaves(told), jax.tree.leaves(same), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    with pytest.raises(Error, match="unrolled"):
+        save(unrolled, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
 
 
 def test_a_folder_keeps_a_model(tmp_path):

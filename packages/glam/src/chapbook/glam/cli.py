@@ -430,6 +430,7 @@ def generate(
     from chapbook.glam.generating import generate as written
 
     held, words = _load(model, tokenizer)
+    held = held.unrolled()
     found = written(
         held, words, prompts, max_new_tokens=max_new_tokens, beam=beam, temperature=temperature,
         top_k=top_k, top_p=top_p, stop=tuple(stop or ()), seed=seed,

@@ -79,7 +79,7 @@ class GLaM(eqx.Module):
 
     config: GLaMConfig = eqx.field(static=True)
     embedding: Embedding
-    layers: Stack
+    layers: Stack | Chain
     norm: RMSNorm
 
     def __init__(self, config: GLaMConfig, *, key: Key[Array, ""]):
@@ -153,6 +153,17 @@ class GLaM(eqx.Module):
         x, cache, _ = decode(self.layers, self._embedded(tokens), cache)
         return self._logits(x), cache
 
+    def unrolled(self) -> "GLaM":
+        """Returns the model with layers one by one: on a CPU it decodes a few times as fast.
+
+        A scan copies each layer's weights before it uses them. The copy made here takes as much
+        memory as the model, unless that is let go, and compiling takes longer the more layers there
+        are. It is for generating, not for saving.
+        """
+        if isinstance(self.layers, Chain):
+            return self
+        return eqx.tree_at(lambda model: model.layers, self, self.layers.unrolled())
+
     def _embedded(self, tokens: Array) -> Array:
         x = self.embedding(tokens)
         return x * self.config.embed**0.5 if self.config.scale_input else x
@@ -162,10 +173,11 @@ class GLaM(eqx.Module):
 
 
 def _metrics(reports: Any) -> RoutingMetrics:
-    found = [each for each in reports or () if each is not None]
+    found = jax.tree.leaves(reports, is_leaf=lambda each: isinstance(each, LayerRouting))
     if not found:
         return RoutingMetrics(None, jnp.zeros(()))
-    (layers,) = found  # of a pair, one layer has experts
+    # A scan tells of all layers at once: of each pair, one has experts.
+    layers = found[0] if found[0].loss.ndim else jax.tree.map(lambda *each: jnp.stack(each), *found)
     return RoutingMetrics(layers, layers.loss.sum())
 
 

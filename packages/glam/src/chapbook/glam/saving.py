@@ -13,6 +13,7 @@ from chapbook.core.checkpoint import Checkpoints
 from chapbook.core.config import configure
 from chapbook.core.errors import Error
 from chapbook.core.io import write_json
+from chapbook.core.transformer import Stack
 from chapbook.core.weights import load_weights, save_weights
 from chapbook.glam.config import GLaMConfig
 from chapbook.glam.language_model import check_vocabulary
@@ -29,8 +30,10 @@ def save(model: GLaM, folder: str | Path, tokenizer: Tokenizer | None = None) ->
         tokenizer: Its own, written beside it.
 
     Raises:
-        Error: The tokenizer has more tokens than the model.
+        Error: The model is unrolled, or the tokenizer has more tokens than the model.
     """
+    if not isinstance(model.layers, Stack):
+        raise Error("an unrolled model is not saved", "save the model that it was made of")
     if tokenizer is not None:
         check_vocabulary(model, tokenizer)
     folder = Path(folder)

@@ -209,7 +209,7 @@ class Attention(eqx.Module):
             attended = self.attend(q, *kv, bias, mask, scale=self.scale)
             seeing = jnp.any(mask, -1).swapaxes(1, 2)[..., None]
             attended = jnp.where(seeing, attended, 0)
-        out = jnp.einsum("btnh,nhe->bte", attended, self.out)
+        out = jnp.einsum("bthk,hke->bte", attended, self.out)
         return out if self.out_bias is None else out + self.out_bias
 
     def _placed(self, y: Array, norm: RMSNorm | None, first: int | Array) -> Array:

@@ -121,6 +121,17 @@ class Stack(_Layers):
         self.n, self.remat, self.unroll = n, remat, unroll
         self.layers = eqx.filter_vmap(make_layer)(split(key, n))
 
+    def unrolled(self) -> Chain:
+        """Returns the layers one by one, with arrays of their own.
+
+        On CPUs a scan copies the weights of each layer before it uses them. That is nothing beside
+        the products of many tokens, and most of the time of a few, as in decoding. Compiling takes
+        as much longer as there are layers; their reports are a tuple, and are not computed anew.
+        """
+        arrays, static = eqx.partition(self.layers, eqx.is_array)
+        each = (jax.tree.map(lambda a, at=layer: a[at], arrays) for layer in range(self.n))
+        return Chain(*(eqx.combine(layer, static) for layer in each))
+
     def _run(self, step: Step, x: Array, past: Any, key: Key) -> tuple[Array, Any, Any]:
         arrays, static = eqx.partition(self.layers, eqx.is_array)
         each = (arrays, past, None if key is None else split(key, self.n))
