@@ -3,7 +3,7 @@
 import pytest
 
 from chapbook.core.errors import Error
-from chapbook.glam.questions import manual_tasks
+from chapbook.glam.questions import MOST, manual_tasks, quotation_task, territory_task
 
 
 def page(name: str, purpose: str, *sections: str) -> str:
@@ -48,3 +48,34 @@ def test_options_are_four_different_answers_in_an_order_of_their_own():
 def test_text_that_holds_too_few_answers_is_refused():
     with pytest.raises(Error, match="heading: 0 different answers in the pages, 4 needed"):
         manual_tasks(["no page"])
+
+
+QUOTATIONS = [
+    'Be brief, but not\ntoo brief.\n\t\t-- A. Writer, "Letters"',
+    "He wrote:\n  -- no, he said:\n  Nothing.\n\t\t-- Nobody (a hero)",
+    "Nobody knows who said so",
+    "One.\n\t\t-- First",
+    "Two.\n\t\t-- Second",
+]
+
+
+def test_who_said_something_stands_behind_the_last_dashes():
+    task = quotation_task(QUOTATIONS)
+    asked = [(prompt, options[right]) for prompt, options, right in task.source.iter_rows()]
+    assert asked == [
+        ("Be brief, but not\ntoo brief.\n\t\t--", "A. Writer"),
+        ("He wrote:\n  -- no, he said:\n  Nothing.\n\t\t--", "Nobody"),
+        ("One.\n\t\t--", "First"),
+        ("Two.\n\t\t--", "Second"),
+    ]
+    assert all(sorted(o) == sorted(a for _, a in asked) for o in task.source["options"].to_list())
+
+
+def test_of_many_territories_some_are_asked_and_each_at_most_once():
+    parts = [(f"Part {n}", f"Country {n % 7}") for n in range(2 * MOST)]
+    task, other = territory_task(parts), territory_task(parts, seed=1)
+    answers = {f"{place} is a part of": country for place, country in parts}
+    for prompt, options, right in task.source.iter_rows():
+        assert options[right] == answers[prompt]
+    assert task.source["prompt"].n_unique() == MOST
+    assert 0 < len(set(task.source["prompt"]) & set(other.source["prompt"])) < MOST

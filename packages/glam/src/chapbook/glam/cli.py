@@ -661,6 +661,9 @@ def reproduce(
     ] = False,
     tokens: Annotated[int | None, typer.Option("--tokens", min=1, help="Of a training.")] = None,
     seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="How many.")] = None,
+    budget: Annotated[
+        float | None, typer.Option("--budget", min=0, help="Minutes that trainings on text take.")
+    ] = None,
     seed: cli.Seed = 0,
     fresh: cli.Fresh = False,
     quiet: cli.Quiet = False,
@@ -672,8 +675,8 @@ def reproduce(
     from chapbook.glam.reproduce import CLAIMS
     from chapbook.glam.reproduce import reproduce as check
 
-    check(run, claims=claim or CLAIMS, full=full, tokens=tokens, seeds=seeds, seed=seed,
-          fresh=fresh, quiet=quiet)  # fmt: skip
+    check(run, claims=claim or CLAIMS, full=full, tokens=tokens, seeds=seeds, budget=budget,
+          seed=seed, fresh=fresh, quiet=quiet)  # fmt: skip
 
 
 def _load(model: Path, tokenizer: str | None) -> "tuple[GLaM, Tokenizer]":

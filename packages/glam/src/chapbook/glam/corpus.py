@@ -9,6 +9,7 @@ import functools
 import gzip
 import hashlib
 import io
+import json
 import re
 import subprocess
 import tarfile
@@ -101,6 +102,18 @@ PACKAGES = (
     ),
 )  # fmt: skip
 
+# What questions are made of is none of the text for training.
+UNREAD = next(each for each in PACKAGES if each.name.startswith("fortunes="))._replace(
+    good=("*/fortunes/kids", "*/fortunes/love", "*/fortunes/men-women", "*/fortunes/politics"),
+    bad=(),
+)
+TERRITORIES = Package(
+    "iso-codes=4.15.0-1", "iso-codes_4.15.0-1_all.deb",
+    "b1beb869303229c38288d4ddacfd582c91f594759b5767c9cecebd87f16ff70e",
+    "ISO 3166 as Debian packs it: LGPL 2.1 or later",
+    ("*/json/iso_3166-[12].json",), (),
+)  # fmt: skip
+
 
 def documents() -> pl.DataFrame:
     """Returns all documents: `id`, `source`, `kind` (`good` or `bad`), `held` and `text`.
@@ -124,6 +137,33 @@ def documents() -> pl.DataFrame:
     ]  # fmt: skip
     table = pl.DataFrame(rows, schema=["id", "source", "kind", "held", "text"], orient="row")
     return _apart(table.filter(pl.Series(~near_duplicates(table["text"]))))
+
+
+def quotations() -> list[str]:
+    """Returns quotations of files that are none of `documents`, with who said it at their end.
+
+    Raises:
+        Error: The package cannot be fetched.
+    """
+    return [each for _, _, text in _files(UNREAD) for each in text.split("\n\n")]
+
+
+def territories() -> list[tuple[str, str]]:
+    """Returns the provinces, states and so on of ISO 3166-2, each with its country.
+
+    Raises:
+        Error: The package cannot be fetched.
+    """
+    tables = {path.rpartition("/")[2]: json.loads(text) for _, path, text in _files(TERRITORIES)}
+    countries = {
+        each["alpha_2"]: each.get("common_name", each["name"])
+        for each in tables["iso_3166-1.json"]["3166-1"]
+    }
+    return [
+        (each["name"], countries[each["code"].partition("-")[0]])
+        for each in tables["iso_3166-2.json"]["3166-2"]
+        if "parent" not in each
+    ]
 
 
 def _apart(table: pl.DataFrame) -> pl.DataFrame:

@@ -1,4 +1,4 @@
-"""Questions out of manual pages, whose right answers stand in the pages themselves.
+"""Questions out of manual pages, quotations and tables, with the right answers that stand there.
 
 Each has four options, the right one and three that stand in the same place elsewhere, so that one
 in four is right by chance.
@@ -14,6 +14,7 @@ from chapbook.core.errors import Error
 from chapbook.glam.tasks import Task
 
 OPTIONS = 4
+MOST = 400  # questions of a task, at which a standard error is 2 %
 BEFORE = 400  # characters in front of a heading, too few to fill a context
 
 # The sections of `man-pages(7)`; other lines in capitals are names of errors and constants.
@@ -25,6 +26,7 @@ SECTIONS = (
 
 _HEADING = re.compile(rf"\n\n({'|'.join(SECTIONS)})\n")
 _NAME = re.compile(r"NAME\n(.+?) - (.+)\n\n")
+_SAID_BY = re.compile(r"(.+\n\s*--) *([^,(\n]+)", re.DOTALL)
 
 
 def manual_tasks(pages: Sequence[str], *, seed: int = 0) -> list[Task]:
@@ -64,12 +66,42 @@ def manual_tasks(pages: Sequence[str], *, seed: int = 0) -> list[Task]:
     ]
 
 
+def quotation_task(quotations: Sequence[str], *, seed: int = 0) -> Task:
+    """Returns a task of who said what, as far as that stands at the end, behind two dashes.
+
+    Args:
+        quotations: One by one.
+        seed: Of the choice, of the options, and of their order.
+
+    Raises:
+        Error: Fewer than four said something.
+    """
+    told = [found for each in quotations if (found := _SAID_BY.match(each))]
+    return _task("quotation", [(m[1], m[2].strip()) for m in told], np.random.default_rng(seed))
+
+
+def territory_task(territories: Sequence[tuple[str, str]], *, seed: int = 0) -> Task:
+    """Returns a task of which country a province, a state or the like is a part of.
+
+    Args:
+        territories: Names, and the countries that they are parts of.
+        seed: Of the choice, of the options, and of their order.
+
+    Raises:
+        Error: There are fewer than four countries.
+    """
+    asked = [(f"{place} is a part of", country) for place, country in territories]
+    return _task("territory", asked, np.random.default_rng(seed))
+
+
 def _task(
     name: str, found: Sequence[tuple[str, str]], draw: np.random.Generator, delimiter: str = " "
 ) -> Task:
     answers = sorted({answer for _, answer in found})
     if len(answers) < OPTIONS:
         raise Error(f"{name}: {len(answers)} different answers in the pages, {OPTIONS} needed")
+    if len(found) > MOST:
+        found = [found[at] for at in draw.choice(len(found), MOST, replace=False)]
     rows = []
     for prompt, answer in found:
         others = [each for each in answers if each != answer]

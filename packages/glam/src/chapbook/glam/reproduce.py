@@ -10,7 +10,10 @@ chosen by another part of it.
 """
 
 import dataclasses
+import json
+import math
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,7 +29,7 @@ from chapbook.core import cli
 from chapbook.core.compilation import compiled_once
 from chapbook.core.data import Batches, Source
 from chapbook.core.errors import Error
-from chapbook.core.io import read_jsonl
+from chapbook.core.io import read_jsonl, write_json
 from chapbook.core.run import Run
 from chapbook.core.tables import read_table, write_table
 from chapbook.glam import corpus
@@ -37,7 +40,7 @@ from chapbook.glam.model import GLaM
 from chapbook.glam.packing import PackedDataset, write_shards
 from chapbook.glam.pareto import pareto_sample
 from chapbook.glam.quality import QualityClassifier
-from chapbook.glam.questions import manual_tasks
+from chapbook.glam.questions import manual_tasks, quotation_task, territory_task
 from chapbook.glam.saving import load, save
 from chapbook.glam.tokenizer import train_tokenizer
 from chapbook.glam.training import TrainConfig, evaluation, fit
@@ -78,6 +81,7 @@ def reproduce(
     full: bool = False,
     tokens: int | None = None,
     seeds: int | None = None,
+    budget: float | None = None,
     seed: int = 0,
     fresh: bool = False,
     quiet: bool = False,
@@ -92,21 +96,27 @@ def reproduce(
             place of one on 400,000.
         tokens: Of a training, in place of the profile's.
         seeds: How many, in place of the profile's.
+        budget: Minutes that all trainings on text may take; their tokens are as many as a short
+            training and an evaluation say that this machine does in them.
         seed: The first one.
         fresh: Whether to empty the run's folder first.
         quiet: Whether to show no progress.
 
     Raises:
-        Error: There is no such claim, or the text cannot be fetched.
+        Error: There is no such claim, the text cannot be fetched, or the budget is too small.
         typer.Exit: With code 3, when a claim does not hold.
     """
     if wrong := sorted(set(claims) - set(CLAIMS)):
         raise Error(f"there is no claim {wrong[0]}; there are {', '.join(CLAIMS)}")
+    if tokens is not None and budget is not None:
+        raise Error("both tokens and a budget are given", "one follows from the other")
     profile = FULL if full else QUICK
     profile = dataclasses.replace(
         profile, tokens=tokens or profile.tokens, seeds=seeds or profile.seeds
     )
-    told = dataclasses.asdict(profile) | {"seed": seed, "claims": sorted(claims), "full": full}
+    told = dataclasses.asdict(profile) | {
+        "seed": seed, "claims": sorted(claims), "full": full, "budget": budget,
+    }  # fmt: skip
     numbers = range(seed, seed + profile.seeds)
     rows: list[Row] = []
     with Run(path, told, fresh=fresh) as run, compiled_once():
@@ -115,6 +125,10 @@ def reproduce(
         if {"sparse-vs-dense", "experts", "quality", "few-shot"} & set(claims):
             text = _Text(run)
             desk = _Desk(run, text, profile, quiet)
+            count = _trainings(claims, profile, full)
+            if budget is not None and count:
+                found = _affordable(desk, budget, count)
+                desk = dataclasses.replace(desk, profile=dataclasses.replace(profile, tokens=found))
             if "sparse-vs-dense" in claims:
                 rows += _sparse(desk, numbers)
             if full and "experts" in claims:
@@ -253,6 +267,50 @@ class _Desk:
         return min(rates, key=lambda r: self.curve(name, config, source, r, seed)["chosen"][-1])
 
 
+def _trainings(claims: Sequence[str], profile: Profile, full: bool) -> int:
+    """Returns how many trainings on text the claims take, those that choose rates among them."""
+    models = {
+        "sparse-vs-dense": {"sparse", "dense"}, "few-shot": {"sparse", "dense"},
+        "quality": {"filtered", "unfiltered"},
+        "experts": {"dense", "sparse", "2 experts", "4 experts", "16 experts"} if full else set(),
+    }  # fmt: skip
+    trained = set[str]().union(*(models.get(claim, set()) for claim in claims))
+    count = len(trained) * profile.seeds
+    if trained and len(profile.rates) > 1:  # chosen with the first seed, which needs one of them
+        chosen = {"sparse"} | ({"dense"} & trained)
+        count += sum(len(profile.rates) - (name in trained) for name in chosen)
+    return count
+
+
+def _affordable(desk: _Desk, minutes: float, trainings: int) -> int:
+    """Returns the tokens of a training, if so many trainings are to take so many minutes."""
+    path = desk.run.path / "budget.json"
+    if not path.exists():
+        config = GLaMConfig.from_string(DESK)
+        model = eqx.filter_jit(partial(GLaM, config))(key=jax.random.key(0))
+        recipe = TrainConfig(tokens=20 * 8 * CONTEXT, batch_size=8)
+        fixed = moving = 0.0
+        for _ in range(2):  # the first one compiles
+            start = time.perf_counter()
+            made = fit(model, Batches(desk.text.good, 8), recipe, key=jax.random.key(0), quiet=True)
+            if made.exit_code:
+                raise typer.Exit(made.exit_code)
+            middle = time.perf_counter()
+            desk.text.bits["held"](made.model)
+            fixed, moving = time.perf_counter() - middle, middle - start
+        share = 60 * minutes / trainings - SHOWN * fixed
+        tokens = int(share * recipe.tokens / moving)
+        if tokens < 8 * recipe.tokens:
+            least = trainings * (SHOWN * fixed + 8 * moving) / 60
+            told = f"a budget of {minutes:g} minutes is too small"
+            raise Error(told, f"give {math.ceil(least)} or more")
+        write_json(path, {
+            "tokens": tokens, "trainings": trainings, "seconds of an evaluation": fixed,
+            "seconds of 20 updates": moving,
+        })  # fmt: skip
+    return json.loads(path.read_text())["tokens"]
+
+
 def _sparse(desk: _Desk, seeds: Sequence[int]) -> list[Row]:
     """Returns the claim that experts beat the dense model that computes as much for a token."""
     sparse = GLaMConfig.from_string(DESK)
@@ -366,12 +424,16 @@ def _quality(desk: _Desk, seeds: Sequence[int]) -> list[Row]:
 
 
 def _few_shot(desk: _Desk, seeds: Sequence[int]) -> list[Row]:
-    """Returns how often models are right about manual pages; one in four is by chance."""
+    """Returns how often models choose the right one of four options."""
     sparse = GLaMConfig.from_string(DESK)
     path = desk.run.path / "few-shot.csv"
     if not path.exists():
         held = corpus.documents().filter("held", pl.col("source").str.starts_with("manpages"))
-        tasks = manual_tasks(held.filter(pl.col("kind") == "good")["text"].to_list())
+        tasks = [
+            *manual_tasks(held.filter(pl.col("kind") == "good")["text"].to_list()),
+            quotation_task(corpus.quotations()),
+            territory_task(corpus.territories()),
+        ]
         parts = []
         for name, config in (("sparse", sparse), ("dense", sparse.dense_counterpart())):
             rate = desk.best(name, config, desk.text.good, seeds[0])
