@@ -103,7 +103,7 @@ class QualityClassifier:
         with threadpool_limits(1, "blas"):
             found: Any = minimize(
                 loss, np.zeros(len(used) + 1), jac=True, method="L-BFGS-B",
-                options={"maxiter": 500, "gtol": 1e-6, "ftol": 1e-10},
+                options={"maxiter": 500, "gtol": 5e-6, "ftol": 1e-10},
             )  # fmt: skip
         weights = np.zeros(1 << self.bits, np.float32)
         weights[used] = found.x[:-1]
