@@ -2,13 +2,10 @@
 
 import itertools
 from collections import defaultdict
-from collections.abc import Hashable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Int
-
-Shape = TypeVar("Shape", bound=Hashable)
 
 
 def bucket(length: int, longest: int | None = None) -> int:
@@ -23,15 +20,32 @@ def bucket(length: int, longest: int | None = None) -> int:
     return found if longest is None else min(found, longest)
 
 
-def by_shape(shapes: Sequence[Shape]) -> list[tuple[Shape, list[int]]]:
-    """Returns each shape with the places where it stands, the largest first.
+def by_shape(
+    shapes: Sequence[tuple[int, ...]], full: Callable[[tuple[int, ...]], int]
+) -> list[tuple[tuple[int, ...], list[int]]]:
+    """Returns shapes with the places of what fits into them, the largest first.
 
-    What does not fit into memory then shows at once.
+    What does not fit into memory then shows at once. A shape of which there are too few for a batch
+    is left out, and what has it goes into the next larger one: some padding costs less than a
+    program.
+
+    Args:
+        shapes: Of each place, all of the same number of sizes.
+        full: Returns how many make a batch of a shape.
     """
     places = defaultdict(list)
     for place, shape in enumerate(shapes):
         places[shape].append(place)
-    return sorted(places.items(), reverse=True)
+    found, waiting, wide = [], [], ()
+    for shape in sorted(places):
+        waiting += places[shape]
+        wide = tuple(map(max, shape, wide or shape))
+        if len(waiting) >= full(wide):
+            found.append((wide, waiting))
+            waiting, wide = [], ()
+    if waiting:
+        found.append((wide, waiting))
+    return found[::-1]
 
 
 def batches(places: Sequence[int], most: int) -> Iterator[tuple[list[int], int]]:

@@ -168,7 +168,8 @@ def complete(
     kept = [tokens[-room:] for tokens in whole]
     run = _searched if how.beam > 1 else _chosen
     found: list[Completion | None] = [None] * len(kept)
-    for length, places in by_shape([bucket(len(tokens), room) for tokens in kept]):
+    shapes = [(bucket(len(tokens), room),) for tokens in kept]
+    for (length,), places in by_shape(shapes, lambda _: batch_size):
         for part, count in batches(places, batch_size):
             texts = [_Text(tokenizer, kept[place], how.stop) for place in part]
             start = np.zeros(count, np.int32)

@@ -12,6 +12,7 @@ Notable choices:
 - Rows of like length share a batch, padded to a few lengths, so that few programs are compiled.
 """
 
+import functools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -176,9 +177,10 @@ def _rows(
 ) -> list[tuple[float, bool]]:
     """Scores as many of the last tokens of each row as the number beside it says."""
     found: list[tuple[float, bool]] = [(0.0, True)] * len(rows)
-    lengths = [bucket(len(tokens) - 1, model.config.context) for tokens, _ in rows]
-    for length, places in by_shape(lengths):
-        for part, count in batches(places, max(1, batch_tokens // length)):
+    shapes = [(bucket(len(tokens) - 1, model.config.context),) for tokens, _ in rows]
+    most = functools.partial(_most, batch_tokens)
+    for (length,), places in by_shape(shapes, most):
+        for part, count in batches(places, most((length,))):
             tokens = padded([rows[p][0] for p in part], count, length + 1)
             inside = np.zeros((count, length), bool)
             for row, p in enumerate(part):
@@ -188,6 +190,11 @@ def _rows(
             for p, total, greedy in zip(part, *map(np.asarray, found_here), strict=False):
                 found[p] = float(total), bool(greedy)
     return found
+
+
+def _most(batch_tokens: int, shape: tuple[int, ...]) -> int:
+    """Returns how many rows of a shape a batch holds."""
+    return max(1, batch_tokens // sum(shape))
 
 
 def _options(
@@ -200,14 +207,15 @@ def _options(
     for context, options in questions:
         width = max(map(len, options)) - 1
         shapes.append((bucket(len(context), model.config.context), width and bucket(width)))
+    most = functools.partial(_most, batch_tokens)
     found: dict[tuple[int, int], tuple[float, bool]] = {}
-    for (length, width), places in by_shape(shapes):
+    for (length, width), places in by_shape(shapes, most):
         each = [(p, o) for p in places for o in range(len(questions[p][1]))]
-        most = max(1, batch_tokens // (length + width))
         parts = [
-            ([each[p] for p in part], count) for part, count in batches(range(len(each)), most)
+            ([each[p] for p in part], count)
+            for part, count in batches(range(len(each)), most((length, width)))
         ]
-        room = max(len({question for question, _ in part}) for part, _ in parts)
+        room = bucket(max(len({question for question, _ in part}) for part, _ in parts))
         for chosen, count in parts:
             held = sorted({question for question, _ in chosen})
             contexts = [questions[question][0] for question in held]
