@@ -25,13 +25,12 @@ def by_shape(
 ) -> list[tuple[tuple[int, ...], list[int]]]:
     """Returns shapes with the places of what fits into them, the largest first.
 
-    What does not fit into memory then shows at once. A shape of which there are too few for a batch
-    is left out, and what has it goes into the next larger one: some padding costs less than a
-    program.
+    What does not fit into memory then shows at once. A shape of which there are too few is
+    left out, and what has it goes into the next larger one: some padding costs less than a program.
 
     Args:
         shapes: Of each place, all of the same number of sizes.
-        full: Returns how many make a batch of a shape.
+        full: Returns how many are enough of a shape.
     """
     places = defaultdict(list)
     for place, shape in enumerate(shapes):

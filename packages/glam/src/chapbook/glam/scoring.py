@@ -9,7 +9,8 @@ Notable choices:
 - A context begins a document: an end stands before its first word, as in training, and is all
   that there is of an empty one.
 - The options of one question share one pass over their context.
-- Rows of like length share a batch, padded to a few lengths, so that few programs are compiled.
+- Rows of like length share a batch, padded to a few lengths, so that few programs are compiled: a
+  length has one of its own if it fills several batches, as compiling takes as long as they do.
 """
 
 import functools
@@ -28,6 +29,8 @@ from chapbook.core.errors import Error
 from chapbook.glam.batching import batches, bucket, by_shape, padded
 from chapbook.glam.language_model import LanguageModel, check_vocabulary, opened
 from chapbook.glam.tokenizer import Tokenizer
+
+BATCHES = 4  # that a program is compiled for
 
 
 class LogLikelihood(NamedTuple):
@@ -179,7 +182,7 @@ def _rows(
     found: list[tuple[float, bool]] = [(0.0, True)] * len(rows)
     shapes = [(bucket(len(tokens) - 1, model.config.context),) for tokens, _ in rows]
     most = functools.partial(_most, batch_tokens)
-    for (length,), places in by_shape(shapes, most):
+    for (length,), places in by_shape(shapes, lambda shape: BATCHES * most(shape)):
         for part, count in batches(places, most((length,))):
             tokens = padded([rows[p][0] for p in part], count, length + 1)
             inside = np.zeros((count, length), bool)
@@ -209,7 +212,7 @@ def _options(
         shapes.append((bucket(len(context), model.config.context), width and bucket(width)))
     most = functools.partial(_most, batch_tokens)
     found: dict[tuple[int, int], tuple[float, bool]] = {}
-    for (length, width), places in by_shape(shapes, most):
+    for (length, width), places in by_shape(shapes, lambda shape: BATCHES * most(shape)):
         each = [(p, o) for p in places for o in range(len(questions[p][1]))]
         parts = [
             ([each[p] for p in part], count)
