@@ -249,6 +249,7 @@ def test_claims_are_shown_kept_and_decide_the_exit_code(capsys):
     assert (out.count("NOT HELD"), out.count("not judged")) == (2, 1)
     kept = json.loads(Path("bad/results.json").read_text())["claims"]
     assert [row["held"] for row in kept] == [True, False, False, None]
+    assert [row["ours"] for row in kept] == [0.61, 2.0, None, 7.0]
     table = read_table("bad/claims.csv", {"claim": pl.String, "held?": pl.Boolean})
     assert table["held"].to_list() == [True, False, False, None]
     assert not os.path.lexists("bad/lock")

@@ -93,7 +93,8 @@ def claims(
         run: The run that the figures come from.
 
     Raises:
-        typer.Exit: With code 3, when a claim is not held. A figure that is NaN holds no claim.
+        typer.Exit: With code 3, when a claim is not held. A figure that is NaN holds no claim;
+            what is not finite is null in `results.json`, since JSON has no word for it.
     """
     import polars as pl
     from rich.console import Console
@@ -111,7 +112,8 @@ def claims(
         needed = f"{_figure(low)} to {_figure(high)}" if judged else ""
         verdict = ("held" if held else "NOT HELD") if judged else "not judged"
         shown.add_row(claim, _figure(paper), _figure(ours), unit, needed, verdict)
-    run.results({"claims": found})
+    finite = [row if math.isfinite(row["ours"]) else row | {"ours": None} for row in found]
+    run.results({"claims": finite})
     texts = [{n: "" if v is None else str(v) for n, v in row.items()} for row in found]
     write_table(pl.DataFrame(texts), run.path / "claims.csv")
     Console().print(shown)
