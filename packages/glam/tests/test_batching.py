@@ -13,17 +13,17 @@ def test_a_bucket_holds_its_lengths_and_is_at_most_half_as_large_again():
 
 def test_what_fills_no_batch_goes_into_the_next_larger_shape():
     shapes = [(4, 0)] * 3 + [(4, 8)] + [(6, 4)] * 2 + [(8, 4)] * 4 + [(12, 0)]
-    found = by_shape(shapes, lambda _: 4)
+    found = by_shape(shapes, lambda _, of: len(of) >= 4)
     # Of (4, 0) there are three and with (4, 8) four; of (6, 4) two and with (8, 4) six.
     assert found == [((12, 0), [10]), ((8, 4), [4, 5, 6, 7, 8, 9]), ((4, 8), [0, 1, 2, 3])]
-    assert by_shape(shapes, lambda _: 100) == [((12, 8), list(range(11)))]
-    assert [shape for shape, _ in by_shape(shapes, lambda _: 1)] == sorted(set(shapes))[::-1]
+    assert by_shape(shapes, lambda _, of: len(of) >= 100) == [((12, 8), list(range(11)))]
+    assert [shape for shape, _ in by_shape(shapes, lambda _, of: True)] == sorted(set(shapes))[::-1]
 
 
 def test_every_place_is_in_one_shape_that_holds_it():
     draw = np.random.default_rng(0)
     shapes = [tuple(map(int, row)) for row in draw.integers(1, 40, (500, 2))]
-    found = by_shape(shapes, lambda shape: 400 // sum(shape))
+    found = by_shape(shapes, lambda shape, of: len(of) >= 400 // sum(shape))
     assert sorted(place for _, places in found for place in places) == list(range(500))
     for shape, places in found[1:]:
         assert len(places) >= 400 // sum(shape)

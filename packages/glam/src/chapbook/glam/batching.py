@@ -21,7 +21,7 @@ def bucket(length: int, longest: int | None = None) -> int:
 
 
 def by_shape(
-    shapes: Sequence[tuple[int, ...]], full: Callable[[tuple[int, ...]], int]
+    shapes: Sequence[tuple[int, ...]], enough: Callable[[tuple[int, ...], list[int]], bool]
 ) -> list[tuple[tuple[int, ...], list[int]]]:
     """Returns shapes with the places of what fits into them, the largest first.
 
@@ -30,7 +30,7 @@ def by_shape(
 
     Args:
         shapes: Of each place, all of the same number of sizes.
-        full: Returns how many are enough of a shape.
+        enough: Returns whether a shape and the places that would have it are worth a program.
     """
     places = defaultdict(list)
     for place, shape in enumerate(shapes):
@@ -39,7 +39,7 @@ def by_shape(
     for shape in sorted(places):
         waiting += places[shape]
         wide = tuple(map(max, shape, wide or shape))
-        if len(waiting) >= full(wide):
+        if enough(wide, waiting):
             found.append((wide, waiting))
             waiting, wide = [], ()
     if waiting:

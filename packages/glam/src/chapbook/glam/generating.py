@@ -169,7 +169,7 @@ def complete(
     run = _searched if how.beam > 1 else _chosen
     found: list[Completion | None] = [None] * len(kept)
     shapes = [(bucket(len(tokens), room),) for tokens in kept]
-    for (length,), places in by_shape(shapes, lambda _: batch_size):
+    for (length,), places in by_shape(shapes, lambda _, of: len(of) >= batch_size):
         for part, count in batches(places, batch_size):
             texts = [_Text(tokenizer, kept[place], how.stop) for place in part]
             start = np.zeros(count, np.int32)

@@ -182,7 +182,7 @@ def _rows(
     found: list[tuple[float, bool]] = [(0.0, True)] * len(rows)
     shapes = [(bucket(len(tokens) - 1, model.config.context),) for tokens, _ in rows]
     most = functools.partial(_most, batch_tokens)
-    for (length,), places in by_shape(shapes, lambda shape: BATCHES * most(shape)):
+    for (length,), places in by_shape(shapes, lambda s, of: len(of) >= BATCHES * most(s)):
         for part, count in batches(places, most((length,))):
             tokens = padded([rows[p][0] for p in part], count, length + 1)
             inside = np.zeros((count, length), bool)
@@ -212,7 +212,11 @@ def _options(
         shapes.append((bucket(len(context), model.config.context), width and bucket(width)))
     most = functools.partial(_most, batch_tokens)
     found: dict[tuple[int, int], tuple[float, bool]] = {}
-    for (length, width), places in by_shape(shapes, lambda shape: BATCHES * most(shape)):
+
+    def enough(shape: tuple[int, ...], places: list[int]) -> bool:
+        return sum(len(questions[p][1]) for p in places) >= BATCHES * most(shape)
+
+    for (length, width), places in by_shape(shapes, enough):
         each = [(p, o) for p in places for o in range(len(questions[p][1]))]
         parts = [
             ([each[p] for p in part], count)
