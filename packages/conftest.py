@@ -58,6 +58,17 @@ def _unchecked(request: pytest.FixtureRequest) -> Iterator[None]:
     config.update("jaxtyping_disable", False)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _programs_of_one_file() -> Iterator[None]:
+    """Drops what a file has compiled: a process may hold so many pieces of code, and no more.
+
+    Linux limits them by `vm.max_map_count`, and memory does too.
+    """
+    yield
+    if (jax := sys.modules.get("jax")) is not None:
+        jax.clear_caches()
+
+
 def _modules_with_shapes() -> list[str]:
     """Returns the modules whose signatures give shapes: every call in the tests is held to them."""
     folder = Path(__file__).parent
