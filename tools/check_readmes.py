@@ -18,6 +18,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,8 +145,8 @@ def pages(names: list[str]) -> list[Path]:
     return found
 
 
-def check(page: Path) -> bool:
-    """Runs one page in a child process and a folder of its own; says how it went."""
+def check(page: Path) -> tuple[bool, str]:
+    """Runs one page in a child process and a folder of its own; whether it passed, what it said."""
     where = page.relative_to(ROOT).as_posix()
     command = [sys.executable, str(Path(__file__).resolve()), "--page", str(page)]
     # The commands of the packages lie beside the interpreter that runs this.
@@ -154,14 +155,14 @@ def check(page: Path) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         try:
             done = subprocess.run(
-                command, cwd=folder, env={**os.environ, "PATH": path}, timeout=LIMIT
-            )
-        except subprocess.TimeoutExpired:
-            print(f"error: {where}: still running after {LIMIT} s", file=sys.stderr)
-            return False
-    if done.returncode == 0:
-        print(f" in {time.monotonic() - start:.1f} s", flush=True)
-    return done.returncode == 0
+                command, cwd=folder, env={**os.environ, "PATH": path}, timeout=LIMIT,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as late:
+            said = (late.stdout or b"").decode(errors="replace")
+            return False, f"{said}error: {where}: still running after {LIMIT} s"
+    took = f" in {time.monotonic() - start:.1f} s" if done.returncode == 0 else ""
+    return done.returncode == 0, done.stdout + took
 
 
 def main() -> None:
@@ -175,7 +176,12 @@ def main() -> None:
     if options.page:
         print(f"{options.page.relative_to(ROOT)}: {run_page(options.page)} blocks ran", end="")
         return
-    failed = [page for page in pages(options.names) if not check(page)]
+    failed = False
+    # One page for each core: none of them keeps several cores busy.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for passed, said in pool.map(check, pages(options.names)):
+            print(said.rstrip("\n"), file=sys.stdout if passed else sys.stderr, flush=True)
+            failed = failed or not passed
     if failed:
         raise SystemExit(1)
 
